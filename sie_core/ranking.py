@@ -1,0 +1,167 @@
+"""From scores to an order: pure functions, no I/O.
+
+The order is stable: equal scores keep retrieval order. Candidates without a score (blank text)
+come last in retrieval order; they are cut by `top_k` as any last candidate is, and never by a
+threshold, because nothing was measured that could fall below it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from sie_core.errors import InvalidRequestError, InvalidResponseError
+from sie_core.types import ScoreSpace, Usage
+
+_MAX_NAMED_IDS = 3
+"""How many ids an error message names before it only counts them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedEntry:
+    """One candidate's place: its index in the list given, its score (None: unscored), its rank."""
+
+    index: int
+    score: float | None
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The answer to one rerank call: entries best first, and how they came about.
+
+    Attributes:
+        entries: The candidates that remain after `score_threshold` and `top_k`, best first.
+        model: The model that was asked for.
+        status: `complete`, or `degraded` when the order is not the requested model's.
+        served_by: Who answered: `local`, or a server's address.
+        reason: Why the answer is degraded, else None.
+        score_space: Whether scores are logits or probabilities; None where the backend does not say.
+        usage: Tokens consumed and items truncated, as far as the backend tells.
+    """
+
+    entries: tuple[RankedEntry, ...]
+    model: str
+    status: Literal["complete", "degraded"] = "complete"
+    served_by: str = "local"
+    reason: str | None = None
+    score_space: ScoreSpace | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    def __iter__(self) -> Iterator[RankedEntry]:
+        """Iterate over the entries, best first."""
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self.entries)
+
+
+def rank(
+    scores: Sequence[float | None],
+    *,
+    top_k: int | None = None,
+    score_threshold: float | None = None,
+) -> tuple[RankedEntry, ...]:
+    """Order candidates by score, best first.
+
+    Args:
+        scores: One score per candidate in retrieval order; None where a candidate has none.
+        top_k: Keep at most this many; None keeps all.
+        score_threshold: Keep scored candidates with `score >= score_threshold`; None keeps all.
+
+    Raises:
+        InvalidRequestError: `top_k` below 1, or a threshold that is not a finite number.
+        InvalidResponseError: A score is NaN or infinite.
+    """
+    check_top_k(top_k)
+    check_score_threshold(score_threshold)
+    scored: list[tuple[float, int]] = []
+    unscored: list[int] = []
+    for index, score in enumerate(scores):
+        if score is None:
+            unscored.append(index)
+        elif not math.isfinite(score):
+            msg = f"candidate {index} has the score {score}, which cannot be ordered"
+            raise InvalidResponseError(msg)
+        elif score_threshold is None or score >= score_threshold:
+            scored.append((-score, index))
+    scored.sort()
+    order: list[tuple[int, float | None]] = [(index, scores[index]) for _, index in scored]
+    order += [(index, None) for index in unscored]
+    return tuple(
+        RankedEntry(index=index, score=score, rank=position)
+        for position, (index, score) in enumerate(order[:top_k])
+    )
+
+
+def match_scores(entries: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[float]:
+    """Put a reply's scores in the order of the ids sent, trusting nothing about the reply.
+
+    Args:
+        entries: `{"item_id", "score", …}` in any order.
+        ids: The ids sent, unique.
+
+    Returns:
+        One finite score per id, in the order of `ids`.
+
+    Raises:
+        InvalidResponseError: An id is missing, doubled or unknown, or a score is not a finite number.
+    """
+    expected = set(ids)
+    found: dict[str, float] = {}
+    for entry in entries:
+        item_id = entry.get("item_id")
+        if item_id not in expected:
+            msg = f"the reply scores an item that was not sent: {item_id!r}"
+            raise InvalidResponseError(msg)
+        if item_id in found:
+            msg = f"the reply scores item {item_id!r} twice"
+            raise InvalidResponseError(msg)
+        score = entry.get("score")
+        if (
+            isinstance(score, bool)
+            or not isinstance(score, int | float)
+            or not math.isfinite(score)
+        ):
+            msg = f"the reply's score for item {item_id!r} is not a finite number: {score!r}"
+            raise InvalidResponseError(msg)
+        found[item_id] = float(score)
+    missing = [item_id for item_id in ids if item_id not in found]
+    if missing:
+        named = ", ".join(repr(item_id) for item_id in missing[:_MAX_NAMED_IDS])
+        msg = f"the reply has no score for {len(missing)} of {len(ids)} items: {named}"
+        raise InvalidResponseError(msg)
+    return [found[item_id] for item_id in ids]
+
+
+def check_top_k(top_k: int | None, *, name: str = "top_k") -> None:
+    """Raise InvalidRequestError unless `top_k` is None or an integer of at least 1."""
+    if top_k is None:
+        return
+    if isinstance(top_k, bool) or not isinstance(top_k, int):
+        msg = f"{name} must be an integer or None, but got {top_k!r}"
+        raise InvalidRequestError(msg)
+    if top_k < 1:
+        msg = f"{name} must be at least 1, but got {top_k}; leave it None to keep every document"
+        raise InvalidRequestError(msg)
+
+
+def check_score_threshold(score_threshold: float | None) -> None:
+    """Raise InvalidRequestError unless the threshold is None or a finite number."""
+    if score_threshold is None:
+        return
+    is_number = isinstance(score_threshold, int | float) and not isinstance(score_threshold, bool)
+    if not is_number or not math.isfinite(score_threshold):
+        msg = f"score_threshold must be a finite number or None, but got {score_threshold!r}"
+        raise InvalidRequestError(msg)
+
+
+def check_score_space(score_space: str | None) -> None:
+    """Raise InvalidRequestError unless it is None or one of the score spaces."""
+    if score_space is not None and score_space not in get_args(ScoreSpace):
+        allowed = " or ".join(repr(name) for name in get_args(ScoreSpace))
+        msg = f"score_space must be {allowed}, or None, but got {score_space!r}"
+        raise InvalidRequestError(msg)

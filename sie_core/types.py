@@ -1,0 +1,70 @@
+"""The shapes that callers, clients and the wire share.
+
+They are typed dictionaries, as in the SIE protocol itself: `Item(text="…")` is a plain `dict`,
+travels as msgpack or JSON unchanged, and a result is read with `result["scores"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
+
+ScoreSpace = Literal["raw", "probability"]
+"""`raw`: the model's logit. `probability`: its sigmoid, between 0 and 1."""
+
+
+class Item(TypedDict, total=False):
+    """What is scored or encoded: a text, with an id by which its score is found again."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class ScoreEntry(TypedDict):
+    """The score of one item. Rank 0 is the best."""
+
+    item_id: str
+    score: float
+    rank: int
+
+
+class Usage(TypedDict, total=False):
+    """What a call consumed.
+
+    `input_tokens` counts tokens over all pairs, special tokens included; `truncated_items` counts
+    the items that were longer than the model's maximum length and lost their end.
+    """
+
+    input_tokens: int
+    truncated_items: int
+
+
+class ScoreResult(TypedDict):
+    """Scores of one query against its items, best first."""
+
+    model: str
+    query_id: str | None
+    scores: list[ScoreEntry]
+    usage: NotRequired[Usage]
+    score_space: NotRequired[ScoreSpace]
+
+
+class ScoringClient(Protocol):
+    """Anything that scores items against a query: `LocalClient`, `SIEClient`, a chain of them."""
+
+    def score(
+        self, model: str, query: Item, items: Sequence[Item], **options: Any
+    ) -> Mapping[str, Any]:
+        """Return a `ScoreResult` for `items` against `query`."""
+        ...
+
+
+class AsyncScoringClient(Protocol):
+    """The same for asyncio: `LocalAsyncClient`, `SIEAsyncClient`."""
+
+    async def score(
+        self, model: str, query: Item, items: Sequence[Item], **options: Any
+    ) -> Mapping[str, Any]:
+        """Return a `ScoreResult` for `items` against `query`."""
+        ...

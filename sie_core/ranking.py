@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from sie_core.errors import InvalidRequestError, InvalidResponseError
 from sie_core.types import ScoreSpace, Usage
@@ -38,7 +38,7 @@ class Ranking:
         status: `complete`, or `degraded` when the order is not the requested model's.
         served_by: Who answered: `local`, or a server's address.
         reason: Why the answer is degraded, else None.
-        score_space: Whether scores are logits or probabilities; None where the backend does not say.
+        score_space: `raw` or `probability`; None where the backend does not say.
         usage: Tokens consumed and items truncated, as far as the backend tells.
     """
 
@@ -108,7 +108,7 @@ def match_scores(entries: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> li
         One finite score per id, in the order of `ids`.
 
     Raises:
-        InvalidResponseError: An id is missing, doubled or unknown, or a score is not a finite number.
+        InvalidResponseError: An id is missing, doubled or unknown, or a score is not finite.
     """
     expected = set(ids)
     found: dict[str, float] = {}
@@ -153,10 +153,14 @@ def check_score_threshold(score_threshold: float | None) -> None:
     """Raise InvalidRequestError unless the threshold is None or a finite number."""
     if score_threshold is None:
         return
-    is_number = isinstance(score_threshold, int | float) and not isinstance(score_threshold, bool)
-    if not is_number or not math.isfinite(score_threshold):
+    if not _is_finite_number(score_threshold):
         msg = f"score_threshold must be a finite number or None, but got {score_threshold!r}"
         raise InvalidRequestError(msg)
+
+
+def _is_finite_number(value: object) -> TypeGuard[float]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def check_score_space(score_space: str | None) -> None:

@@ -162,7 +162,14 @@ class Reranker:
             InvalidRequestError: An argument is wrong.
             SIEError: The model could not be had, loaded or run, or time ran out.
         """
-        call = self._prepare(query, documents, top_k, score_threshold, instruction, score_space)
+        call = self._prepare(
+            query,
+            documents,
+            top_k=top_k,
+            score_threshold=score_threshold,
+            instruction=instruction,
+            score_space=score_space,
+        )
         if not call.items:
             return self._to_ranking(call, None)
         reply = self._sync().score(self.model, call.query, call.items, **call.arguments)
@@ -179,7 +186,14 @@ class Reranker:
         score_space: ScoreSpace | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
-        call = self._prepare(query, documents, top_k, score_threshold, instruction, score_space)
+        call = self._prepare(
+            query,
+            documents,
+            top_k=top_k,
+            score_threshold=score_threshold,
+            instruction=instruction,
+            score_space=score_space,
+        )
         if not call.items:
             return self._to_ranking(call, None)
         client = self._async()
@@ -267,6 +281,7 @@ class Reranker:
         self,
         query: str,
         documents: Sequence[str | None],
+        *,
         top_k: int | None,
         score_threshold: float | None,
         instruction: str | None,

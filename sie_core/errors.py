@@ -14,6 +14,7 @@
     ├── ResourceExhaustedError                out of memory on the device
     ├── InferenceError                        the forward pass failed
     ├── ClientClosedError (RuntimeError)      used after close()
+    ├── DownloadError                         a file could not be fetched or is the wrong one
     └── DatasetError                          a data set could not be fetched or read
 
 A message says what was wrong, the value received and what to do about it. Foreign exceptions
@@ -77,6 +78,10 @@ class InferenceError(SIEError):
 
 class ClientClosedError(SIEError, RuntimeError):
     """The client was used after `close()`."""
+
+
+class DownloadError(SIEError):
+    """A file could not be fetched, or what arrived is not what was expected."""
 
 
 class DatasetError(SIEError):

@@ -159,8 +159,7 @@ def check_score_threshold(score_threshold: float | None) -> None:
 
 
 def _is_finite_number(value: object) -> TypeGuard[float]:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_score_space(score_space: str | None) -> None:

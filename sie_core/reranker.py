@@ -24,7 +24,7 @@ from sie_core.ranking import (
     match_scores,
     rank,
 )
-from sie_core.settings import DEFAULT_MODEL, EngineSettings, SourceSettings
+from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import Item, ScoreSpace, Usage
 
 if TYPE_CHECKING:
@@ -116,12 +116,14 @@ class Reranker:
         self.timeout_seconds = timeout_seconds
         self.max_length = max_length
         self.batch_size = batch_size
-        self._engine = EngineSettings(device=device, dtype=dtype)
-        self._sources = SourceSettings(
-            cache_dir=Path(cache_dir) if cache_dir is not None else None,
-            revision=revision,
-            token=token,
-        )
+        self._local_settings = {
+            "device": device,
+            "dtype": dtype,
+            "timeout_seconds": timeout_seconds,
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+        }
         self._lock = threading.Lock()
         self._local: LocalClient | None = None
         self._client = client
@@ -265,16 +267,13 @@ class Reranker:
     def _async(self) -> AsyncScoringClient | None:
         if self._async_client is not None or self._client is not None:
             return self._async_client
-        return _local().LocalAsyncClient(self._open_local())
+        client: AsyncScoringClient = _local().LocalAsyncClient(self._open_local())
+        return client
 
     def _open_local(self) -> LocalClient:
         with self._lock:
             if self._local is None:
-                self._local = _local().LocalClient(
-                    engine=self._engine,
-                    sources=self._sources,
-                    timeout_seconds=self.timeout_seconds,
-                )
+                self._local = _local().LocalClient(**self._local_settings)
             return self._local
 
     def _prepare(

@@ -39,11 +39,17 @@ class EngineSettings:
     Attributes:
         device: `cuda`, `cuda:1`, `cpu`, `mps`; None means CUDA where there is one, else CPU.
         dtype: `float32`, `float16` or `bfloat16`; None means float16 on CUDA, else float32.
-        max_length: Tokens per pair, special tokens included; None means the model's own maximum.
-        max_batch_tokens: Tokens per forward pass, padding included. A longer pair runs alone.
+        max_batch_tokens: Tokens per forward pass, padding included; None means the device's
+            default. A pair that is longer alone runs alone.
     """
 
     device: str | None = None
     dtype: str | None = None
-    max_length: int | None = None
-    max_batch_tokens: int = 8192
+    max_batch_tokens: int | None = None
+
+
+CPU_MAX_BATCH_TOKENS = 1024
+"""Small enough for a batch's activations to stay in a core's cache."""
+
+CUDA_MAX_BATCH_TOKENS = 32_768
+"""Large enough to fill a data-centre GPU with a small model."""

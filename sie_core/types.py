@@ -6,7 +6,7 @@ travels as msgpack or JSON unchanged, and a result is read with `result["scores"
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 ScoreSpace = Literal["raw", "probability"]
@@ -53,18 +53,16 @@ class ScoreResult(TypedDict):
 class ScoringClient(Protocol):
     """Anything that scores items against a query: `LocalClient`, `SIEClient`, a chain of them."""
 
-    def score(
-        self, model: str, query: Item, items: Sequence[Item], **options: Any
-    ) -> Mapping[str, Any]:
-        """Return a `ScoreResult` for `items` against `query`."""
+    @property
+    def score(self) -> Callable[..., Mapping[str, Any]]:
+        """The function `score(model, query, items, **options)`; it returns a `ScoreResult`."""
         ...
 
 
 class AsyncScoringClient(Protocol):
     """The same for asyncio: `LocalAsyncClient`, `SIEAsyncClient`."""
 
-    async def score(
-        self, model: str, query: Item, items: Sequence[Item], **options: Any
-    ) -> Mapping[str, Any]:
-        """Return a `ScoreResult` for `items` against `query`."""
+    @property
+    def score(self) -> Callable[..., Awaitable[Mapping[str, Any]]]:
+        """The coroutine function `score(model, query, items, **options)`."""
         ...

@@ -1,0 +1,303 @@
+"""`SIERanker`: Haystack documents to texts, and a ranking back to new Haystack documents."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from haystack import Document, component, default_from_dict, default_to_dict
+from haystack.utils import ComponentDevice, Secret
+
+from haystack_integrations.components.rankers.sie.arguments import (
+    MODEL_KWARGS,
+    TOKENIZER_KWARGS,
+    agreed,
+    device_name,
+    secret_value,
+    translated,
+    without_torch,
+)
+from sie_core.errors import InvalidRequestError
+from sie_core.ranking import check_score_threshold, check_top_k
+from sie_core.reranker import Reranker
+from sie_core.settings import DEFAULT_MODEL
+from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
+
+if TYPE_CHECKING:
+    from sie_core.ranking import Ranking
+
+_HUB_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
+
+_SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
+    True: "probability",
+    False: "raw",
+    None: None,
+}
+
+_NOT_SERIALISED = {"client", "async_client", "timeout_s"}
+"""Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
+
+
+@component
+class SIERanker:
+    """Order documents by relevance to a query, best first.
+
+    Documents come back as copies with the ranker's score; documents without text come last with
+    the score None. Nothing is loaded before `warm_up` or the first run.
+
+    Args:
+        base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in this process.
+        model: Model name or folder.
+        top_k: Keep at most this many documents; None keeps all.
+        gpu: Machine profile on a remote cluster, such as `l4`.
+        options: Passed on to the client's `score`, such as `{"max_length": 256}`.
+        timeout_s: Another name for `timeout_seconds`.
+        timeout_seconds: Bound on one whole call, loading included; None waits.
+        device: In-process: a `ComponentDevice`, or `cuda`, `cuda:1`, `cpu` or `mps`; None means
+            CUDA if there, else CPU.
+        token: Hub token for gated models, read when the component is made.
+        query_prefix: Put before the query.
+        query_suffix: Put after the query.
+        document_prefix: Put before each document's text.
+        document_suffix: Put after each document's text.
+        meta_fields_to_embed: Metadata fields whose values are scored with the content.
+        embedding_separator: Stands between those values and the content.
+        scale_score: True: probabilities; False: raw logits; None: what the model's config says.
+        score_threshold: Keep documents with `score >= score_threshold`; None keeps all.
+        instruction: Put before the query, for models trained with instructions.
+        model_kwargs: `dtype` (or `torch_dtype`) and `revision`, as other rankers take them.
+        tokenizer_kwargs: `model_max_length`, the same as `max_length`.
+        batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
+        dtype: In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32.
+        max_length: Tokens per pair; None means the model's own maximum.
+        revision: Branch, tag or commit of the model on the hub.
+        cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
+        client: A client to use instead; it stays the caller's to close, and cannot be serialised.
+        async_client: The same for `run_async`; without one, a given `client` runs in a thread.
+
+    Raises:
+        InvalidRequestError: (a ValueError) An argument is wrong, or two contradict each other.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        top_k: int | None = 10,
+        gpu: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        timeout_seconds: float | None = None,
+        device: ComponentDevice | str | None = None,
+        token: Secret | None = _HUB_TOKEN,
+        query_prefix: str = "",
+        query_suffix: str = "",
+        document_prefix: str = "",
+        document_suffix: str = "",
+        meta_fields_to_embed: Sequence[str] | None = None,
+        embedding_separator: str = "\n",
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+        instruction: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        dtype: str | None = None,
+        max_length: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        client: ScoringClient | None = None,
+        async_client: AsyncScoringClient | None = None,
+    ) -> None:
+        check_top_k(top_k)
+        check_score_threshold(score_threshold)
+        self.base_url = base_url
+        self.model = str(model)
+        self.top_k = top_k
+        self.gpu = gpu
+        self.options = None if options is None else dict(options)
+        self.timeout_seconds = agreed("timeout_seconds", timeout_seconds, "timeout_s", timeout_s)
+        self.device = device
+        self.token = token
+        self.query_prefix = query_prefix
+        self.query_suffix = query_suffix
+        self.document_prefix = document_prefix
+        self.document_suffix = document_suffix
+        self.meta_fields_to_embed = list(meta_fields_to_embed or [])
+        self.embedding_separator = embedding_separator
+        self.scale_score = scale_score
+        self.score_threshold = score_threshold
+        self.instruction = instruction
+        self.model_kwargs = without_torch(model_kwargs)
+        self.tokenizer_kwargs = None if tokenizer_kwargs is None else dict(tokenizer_kwargs)
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.max_length = max_length
+        self.revision = revision
+        self.cache_dir = None if cache_dir is None else str(cache_dir)
+        self.client = client
+        self.async_client = async_client
+        self._reranker = self._make_reranker()
+
+    def warm_up(self) -> None:
+        """Fetch and load the model now, so that the first run does not pay for it."""
+        self._reranker.warm_up()
+
+    async def warm_up_async(self) -> None:
+        """Do what `warm_up` does, without blocking the event loop."""
+        await self._reranker.awarm_up()
+
+    def close(self) -> None:
+        """Release the model; the next run opens it again. May be called twice."""
+        self._reranker.close()
+
+    async def close_async(self) -> None:
+        """Do what `close` does, without blocking the event loop."""
+        await self._reranker.aclose()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise every constructor argument.
+
+        Raises:
+            InvalidRequestError: A client was given: it belongs to this process.
+            ValueError: `token` holds the token itself, not the name of an environment variable.
+        """
+        if self.client is not None or self.async_client is not None:
+            msg = (
+                "a SIERanker with client or async_client cannot be serialised, for the clients "
+                "belong to this process; use base_url, or the parameters of the in-process model"
+            )
+            raise InvalidRequestError(msg)
+        names = set(inspect.signature(SIERanker.__init__).parameters) - {"self"} - _NOT_SERIALISED
+        return default_to_dict(self, **{name: getattr(self, name) for name in sorted(names)})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Make a ranker from what `to_dict` gave."""
+        return default_from_dict(cls, data)
+
+    @component.output_types(documents=list[Document])
+    def run(
+        self,
+        query: str,
+        documents: list[Document],
+        top_k: int | None = None,
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+    ) -> dict[str, list[Document]]:
+        """Rerank `documents`, which stay as they are.
+
+        Of documents with the same id, the one with the best retrieval score is kept.
+
+        Args:
+            query: What is looked for.
+            documents: Documents in retrieval order.
+            top_k: Instead of the constructor's, as are the two below; None means that one.
+            scale_score: See the class.
+            score_threshold: See the class.
+
+        Returns:
+            `{"documents": [...]}`, best first.
+
+        Raises:
+            SIEError: An argument is wrong, or the model could not be had, loaded or run.
+        """
+        candidates = _without_duplicates(documents)
+        ranking = self._reranker.rerank(
+            self._query_text(query),
+            self._texts(candidates),
+            **self._call_settings(top_k, scale_score, score_threshold),
+        )
+        return {"documents": _to_documents(candidates, ranking)}
+
+    @component.output_types(documents=list[Document])
+    async def run_async(
+        self,
+        query: str,
+        documents: list[Document],
+        top_k: int | None = None,
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+    ) -> dict[str, list[Document]]:
+        """Do what `run` does, without blocking the event loop."""
+        candidates = _without_duplicates(documents)
+        ranking = await self._reranker.arerank(
+            self._query_text(query),
+            self._texts(candidates),
+            **self._call_settings(top_k, scale_score, score_threshold),
+        )
+        return {"documents": _to_documents(candidates, ranking)}
+
+    def _call_settings(
+        self, top_k: int | None, scale_score: bool | None, score_threshold: float | None
+    ) -> dict[str, Any]:
+        scale = self.scale_score if scale_score is None else scale_score
+        return {
+            "top_k": self.top_k if top_k is None else top_k,
+            "score_threshold": (
+                self.score_threshold if score_threshold is None else score_threshold
+            ),
+            "score_space": _SCORE_SPACES[scale],
+        }
+
+    def _query_text(self, query: str) -> str:
+        """Add prefix and suffix, but not to a blank query, which is an error and must stay one."""
+        if not isinstance(query, str) or not query.strip():
+            return query
+        return f"{self.query_prefix}{query}{self.query_suffix}"
+
+    def _texts(self, documents: list[Document]) -> list[str | None]:
+        return [self._text(document) for document in documents]
+
+    def _text(self, document: Document) -> str | None:
+        """Put metadata and content together. Where both are blank, prefixes make no text of it."""
+        values = [document.meta.get(field) for field in self.meta_fields_to_embed]
+        parts = [str(value) for value in values if value is not None]
+        text = self.embedding_separator.join([*parts, document.content or ""])
+        if not text.strip():
+            return None
+        return f"{self.document_prefix}{text}{self.document_suffix}"
+
+    def _make_reranker(self) -> Reranker:
+        from_model = translated("model_kwargs", self.model_kwargs, MODEL_KWARGS)
+        from_tokenizer = translated("tokenizer_kwargs", self.tokenizer_kwargs, TOKENIZER_KWARGS)
+        return Reranker(
+            self.model,
+            base_url=self.base_url,
+            client=self.client,
+            async_client=self.async_client,
+            instruction=self.instruction,
+            options=self.options,
+            gpu=self.gpu,
+            timeout_seconds=self.timeout_seconds,
+            device=device_name(self.device),
+            dtype=agreed("dtype", self.dtype, "model_kwargs", from_model.get("dtype")),
+            max_length=agreed(
+                "max_length",
+                self.max_length,
+                "tokenizer_kwargs",
+                from_tokenizer.get("max_length"),
+            ),
+            batch_size=self.batch_size,
+            revision=agreed("revision", self.revision, "model_kwargs", from_model.get("revision")),
+            token=secret_value(self.token),
+            cache_dir=self.cache_dir,
+        )
+
+
+def _without_duplicates(documents: list[Document]) -> list[Document]:
+    """Keep one document per id, the one with the best score, at the place of the first."""
+    best: dict[str, Document] = {}
+    for document in documents:
+        kept = best.setdefault(document.id, document)
+        if document.score is not None and (kept.score is None or document.score > kept.score):
+            best[document.id] = document
+    return list(best.values())
+
+
+def _to_documents(documents: list[Document], ranking: Ranking) -> list[Document]:
+    return [replace(documents[entry.index], score=entry.score) for entry in ranking]

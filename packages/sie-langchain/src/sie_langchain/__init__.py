@@ -1,0 +1,8 @@
+"""SIE reranking for LangChain: in your own process, or against an SIE server."""
+
+from __future__ import annotations
+
+from sie_langchain.cross_encoder import SIECrossEncoder
+from sie_langchain.reranker import RerankInput, SIEReranker
+
+__all__ = ["RerankInput", "SIECrossEncoder", "SIEReranker"]

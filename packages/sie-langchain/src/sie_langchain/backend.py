@@ -1,0 +1,143 @@
+"""The fields that say which model scores, and where: shared by all components of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SkipValidation,
+    model_validator,
+)
+
+from sie_core.errors import InvalidRequestError
+from sie_core.reranker import Reranker
+from sie_core.settings import DEFAULT_MODEL
+from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
+
+
+class SIEBackend(BaseModel):
+    """Hold one `Reranker`, made from the fields, which cannot be assigned afterwards.
+
+    `model_copy(update={...})` gives a changed copy. Nothing is loaded before the first call.
+
+    Raises:
+        pydantic.ValidationError: (a ValueError) An argument is unknown or wrong. It never shows
+            the values, for one of them may be the token.
+    """
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    model: str = Field(default=DEFAULT_MODEL, frozen=True)
+    """Model name or folder."""
+    base_url: str | None = Field(default=None, frozen=True)
+    """Address of an SIE server; None means `SIE_BASE_URL`, else in this process."""
+    client: SkipValidation[ScoringClient | None] = Field(
+        default=None, frozen=True, exclude=True, repr=False
+    )
+    """A client to use instead; it stays the caller's to close."""
+    async_client: SkipValidation[AsyncScoringClient | None] = Field(
+        default=None, frozen=True, exclude=True, repr=False
+    )
+    """The same for async calls; without one, a given `client` runs in a thread."""
+    options: Mapping[str, Any] | None = Field(default=None, frozen=True)
+    """Passed on to the client's `score`, such as `{"max_length": 256}`."""
+    gpu: str | None = Field(default=None, frozen=True)
+    """Machine profile on a remote cluster, such as `l4`."""
+    timeout_seconds: float | None = Field(default=None, frozen=True)
+    """Bound on one whole call, loading included; None waits. `timeout_s` is accepted too."""
+    instruction: str | None = None
+    """Put before the query, for models trained with instructions."""
+    score_space: ScoreSpace | None = None
+    """`raw` logits or `probability`; None means what the model's own config says."""
+    device: str | None = Field(default=None, frozen=True)
+    """In-process: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA if there, else CPU."""
+    dtype: str | None = Field(default=None, frozen=True)
+    """In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32."""
+    max_length: int | None = Field(default=None, frozen=True)
+    """Tokens per pair; None means the model's own maximum."""
+    batch_size: int | None = Field(default=None, frozen=True)
+    """Pairs per forward pass at most; None lets the token budget alone decide."""
+    revision: str | None = Field(default=None, frozen=True)
+    """Branch, tag or commit of the model on the hub."""
+    token: SecretStr | None = Field(default=None, frozen=True, exclude=True)
+    """Hub token for gated models; not part of a dump."""
+    cache_dir: str | Path | None = Field(default=None, frozen=True)
+    """Folder for weights; None means `SIE_CACHE_DIR`, else the platform's."""
+
+    _reranker: Reranker = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_timeout_s(cls, values: Any) -> Any:
+        return rename(values, "timeout_s", "timeout_seconds")
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make the reranker, which checks the fields."""
+        super().model_post_init(context)
+        self._reranker = self._make_reranker()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy, with the fields in `update` changed."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update:
+            copied.model_post_init(None)
+        return copied
+
+    def warm_up(self) -> None:
+        """Fetch and load the model now, so that the first call does not pay for it."""
+        self._reranker.warm_up()
+
+    async def awarm_up(self) -> None:
+        """Do what `warm_up` does, without blocking the event loop."""
+        await self._reranker.awarm_up()
+
+    def close(self) -> None:
+        """Release the model; the next call opens it again. May be called twice."""
+        self._reranker.close()
+
+    async def aclose(self) -> None:
+        """Do what `close` does, without blocking the event loop."""
+        await self._reranker.aclose()
+
+    def _make_reranker(self) -> Reranker:
+        return Reranker(
+            self.model,
+            base_url=self.base_url,
+            client=self.client,
+            async_client=self.async_client,
+            options=self.options,
+            gpu=self.gpu,
+            timeout_seconds=self.timeout_seconds,
+            device=self.device,
+            dtype=self.dtype,
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+            revision=self.revision,
+            token=self.token.get_secret_value() if self.token is not None else None,
+            cache_dir=self.cache_dir,
+        )
+
+
+def rename(values: Any, alias: str, name: str) -> Any:
+    """Replace the constructor argument `alias` by `name`; both at once must agree."""
+    if not isinstance(values, dict) or alias not in values:
+        return values
+    value = values[alias]
+    if values.get(name) not in (None, value):
+        msg = (
+            f"{name}={values[name]!r} and {alias}={value!r} contradict each other: "
+            f"they are two names for one setting, so give {name} only"
+        )
+        raise InvalidRequestError(msg)
+    return {key: values[key] for key in values if key != alias} | {name: value}

@@ -1,0 +1,48 @@
+"""`SIECrossEncoder`: scores of text pairs, for LangChain code that does its own ordering."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from langchain_core.cross_encoders import BaseCrossEncoder
+
+from sie_langchain.backend import SIEBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+UNSCORED = float("-inf")
+"""The score of a pair without a text: it was not measured, and sorts behind everything that was."""
+
+
+class SIECrossEncoder(SIEBackend, BaseCrossEncoder):
+    """Score pairs of texts, for LangChain's `CrossEncoderReranker` and the like."""
+
+    def score(self, text_pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Score each `(query, text)` pair; one call is made for each different query.
+
+        Args:
+            text_pairs: Pairs in any order; queries may be mixed.
+
+        Returns:
+            One score per pair, in the order given; `-inf` where the text is blank.
+
+        Raises:
+            SIEError: A query is blank, or the model could not be had, loaded or run.
+        """
+        positions: dict[str, list[int]] = defaultdict(list)
+        for position, (query, _) in enumerate(text_pairs):
+            positions[query].append(position)
+        scores = [UNSCORED] * len(text_pairs)
+        for query, group in positions.items():
+            ranking = self._reranker.rerank(
+                query,
+                [text_pairs[position][1] for position in group],
+                instruction=self.instruction,
+                score_space=self.score_space,
+            )
+            for entry in ranking:
+                if entry.score is not None:
+                    scores[group[entry.index]] = entry.score
+        return scores

@@ -1,0 +1,167 @@
+"""`SIEReranker`: LangChain documents to texts, and a ranking back to new LangChain documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from pydantic import model_validator
+
+from sie_core.errors import InvalidRequestError
+from sie_core.ranking import check_score_threshold, check_top_k
+from sie_langchain.backend import SIEBackend, rename
+
+if TYPE_CHECKING:
+    from sie_core.ranking import Ranking
+
+SCORE_KEY = "relevance_score"
+"""Where LangChain's rerankers put the score in a document's metadata."""
+
+_MAX_TRACED_SCORES = 10
+"""How many of the best scores a trace shows."""
+
+
+class RerankInput(TypedDict):
+    """What the runnable made by `SIEReranker.as_runnable` takes."""
+
+    query: str
+    documents: Sequence[Document]
+
+
+class SIEReranker(SIEBackend, BaseDocumentCompressor):
+    """Order documents by relevance to a query, best first.
+
+    It is a document compressor, for `ContextualCompressionRetriever`. Documents come back as
+    copies with their id and metadata, and the score in `metadata["relevance_score"]`; documents
+    without text come last and have no score. With `callbacks`, each call is a run of its own.
+    """
+
+    top_n: int | None = None
+    """Keep at most this many documents; None keeps all. `top_k` is accepted too."""
+    score_threshold: float | None = None
+    """Keep documents with `score >= score_threshold`; None keeps all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_top_k(cls, values: Any) -> Any:
+        return rename(values, "top_k", "top_n")
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Check the fields and make the reranker."""
+        check_top_k(self.top_n, name="top_n")
+        check_score_threshold(self.score_threshold)
+        super().model_post_init(context)
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Rerank `documents`, which stay as they are.
+
+        Args:
+            documents: Documents in retrieval order.
+            query: What is looked for.
+            callbacks: Handlers or a manager, under which the call appears as a run.
+
+        Raises:
+            SIEError: The query is blank, or the model could not be had, loaded or run.
+        """
+        manager = CallbackManager.configure(callbacks)
+        run = manager.on_chain_start(None, self._inputs(documents, query), name=self._run_name)
+        try:
+            ranking = self._reranker.rerank(query, _texts(documents), **self._call_settings)
+            ranked = _to_documents(documents, ranking)
+        except BaseException as exc:
+            run.on_chain_error(exc)
+            raise
+        run.on_chain_end(_outputs(ranking))
+        return ranked
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Do what `compress_documents` does, without blocking the event loop."""
+        manager = AsyncCallbackManager.configure(callbacks)
+        inputs = self._inputs(documents, query)
+        run = await manager.on_chain_start(None, inputs, name=self._run_name)
+        try:
+            ranking = await self._reranker.arerank(query, _texts(documents), **self._call_settings)
+            ranked = _to_documents(documents, ranking)
+        except BaseException as exc:
+            await run.on_chain_error(exc)
+            raise
+        await run.on_chain_end(_outputs(ranking))
+        return ranked
+
+    def as_runnable(self) -> Runnable[RerankInput, list[Document]]:
+        """Give a runnable from `{"query": str, "documents": [Document, ...]}` to documents."""
+
+        def rerank_documents(inputs: RerankInput, config: RunnableConfig) -> list[Document]:
+            query, documents = _unpack(inputs)
+            return self.compress_documents(documents, query, config.get("callbacks"))
+
+        async def arerank_documents(inputs: RerankInput, config: RunnableConfig) -> list[Document]:
+            query, documents = _unpack(inputs)
+            return await self.acompress_documents(documents, query, config.get("callbacks"))
+
+        runnable = RunnableLambda(rerank_documents, arerank_documents, name="rerank_documents")
+        return runnable.with_types(input_type=RerankInput, output_type=list[Document])
+
+    @property
+    def _run_name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _call_settings(self) -> dict[str, Any]:
+        """What may be assigned between calls, and so goes with every call."""
+        return {
+            "top_k": self.top_n,
+            "score_threshold": self.score_threshold,
+            "instruction": self.instruction,
+            "score_space": self.score_space,
+        }
+
+    def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
+        """Describe a call to a tracer. The parent's run holds the documents themselves."""
+        return {
+            "query": query,
+            "model": self.model,
+            "top_n": self.top_n,
+            "num_documents": len(documents),
+        }
+
+
+def _outputs(ranking: Ranking) -> dict[str, Any]:
+    """Describe an answer to a tracer."""
+    return {
+        "num_documents": len(ranking),
+        "scores": [entry.score for entry in ranking.entries[:_MAX_TRACED_SCORES]],
+        "usage": dict(ranking.usage),
+    }
+
+
+def _texts(documents: Sequence[Document]) -> list[str]:
+    return [document.page_content for document in documents]
+
+
+def _to_documents(documents: Sequence[Document], ranking: Ranking) -> list[Document]:
+    return [_with_score(documents[entry.index], entry.score) for entry in ranking]
+
+
+def _with_score(document: Document, score: float | None) -> Document:
+    """Copy a document, its score written last, so that a retriever's own score never wins."""
+    metadata = {key: value for key, value in document.metadata.items() if key != SCORE_KEY}
+    if score is not None:
+        metadata[SCORE_KEY] = score
+    return document.model_copy(update={"metadata": metadata})
+
+
+def _unpack(inputs: Any) -> tuple[str, Sequence[Document]]:
+    try:
+        return inputs["query"], inputs["documents"]
+    except (KeyError, TypeError) as exc:
+        got = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
+        msg = f'the input must be {{"query": str, "documents": [Document, ...]}}, but got {got}'
+        raise InvalidRequestError(msg) from exc

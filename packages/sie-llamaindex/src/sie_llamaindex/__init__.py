@@ -1,0 +1,7 @@
+"""SIE reranking for LlamaIndex: in your own process, or against an SIE server."""
+
+from __future__ import annotations
+
+from sie_llamaindex.reranker import SIENodePostprocessor
+
+__all__ = ["SIENodePostprocessor"]

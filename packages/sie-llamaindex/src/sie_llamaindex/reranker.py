@@ -1,0 +1,295 @@
+"""`SIENodePostprocessor`: LlamaIndex nodes to texts, and a ranking back to new scored nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+
+from sie_core.errors import InvalidRequestError
+from sie_core.ranking import check_score_threshold, check_top_k
+from sie_core.reranker import Reranker
+from sie_core.settings import DEFAULT_MODEL
+from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
+
+if TYPE_CHECKING:
+    from sie_core.ranking import Ranking
+
+dispatcher = get_dispatcher(__name__)
+
+RETRIEVAL_SCORE_KEY = "retrieval_score"
+"""Where LlamaIndex's rerankers keep the retriever's score in a node's metadata."""
+
+
+class SIENodePostprocessor(BaseNodePostprocessor):
+    """Order nodes by relevance to a query, best first.
+
+    Nodes come back in new `NodeWithScore` objects with the reranker's score; nodes without text
+    come last with the score None. The nodes given stay as they are. Nothing is loaded before the
+    first call.
+
+    Args:
+        base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in this process.
+        model: Model name or folder.
+        top_n: Keep at most this many nodes; None keeps all.
+        options: Passed on to the client's `score`, such as `{"max_length": 256}`.
+        gpu: Machine profile on a remote cluster, such as `l4`.
+        timeout_s: Another name for `timeout_seconds`.
+        timeout_seconds: Bound on one whole call, loading included; None waits.
+        score_threshold: Keep nodes with `score >= score_threshold`; None keeps all.
+        score_space: `raw` logits or `probability`; None means what the model's own config says.
+        instruction: Put before the query, for models trained with instructions.
+        metadata_mode: Which metadata is part of the text that is scored.
+        keep_retrieval_score: Write the retriever's score to `metadata["retrieval_score"]` of a
+            copy of the node, hidden from embeddings and prompts.
+        client: A client to use instead; it stays the caller's to close, and is not serialised.
+        async_client: The same for async calls; without one, a given `client` runs in a thread.
+        device: In-process: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA if there, else CPU.
+        dtype: In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32.
+        max_length: Tokens per pair; None means the model's own maximum.
+        batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
+        revision: Branch, tag or commit of the model on the hub.
+        token: Hub token for gated models; it is left out by `to_dict`.
+        cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
+        callback_manager: Handlers that are told of each call.
+
+    Raises:
+        InvalidRequestError: (a ValueError) An argument is wrong, or two contradict each other.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # one of the inputs may be the token
+
+    base_url: str | None = Field(frozen=True, description="Address of an SIE server.")
+    model: str = Field(frozen=True, description="Model name or folder.")
+    top_n: int | None = Field(description="How many nodes to return at most.")
+    options: dict[str, Any] | None = Field(frozen=True, description="Options of the client.")
+    gpu: str | None = Field(frozen=True, description="Machine profile on a remote cluster.")
+    timeout_seconds: float | None = Field(frozen=True, description="Bound on one whole call.")
+    score_threshold: float | None = Field(description="The lowest score that is kept.")
+    score_space: ScoreSpace | None = Field(description="Logits (raw) or probabilities.")
+    instruction: str | None = Field(description="Instruction to the model.")
+    metadata_mode: MetadataMode = Field(description="Which metadata is scored with the text.")
+    keep_retrieval_score: bool = Field(description="Keep the retriever's score in metadata.")
+    client: Any = Field(frozen=True, exclude=True, repr=False, description="Scoring client.")
+    async_client: Any = Field(frozen=True, exclude=True, repr=False, description="For async.")
+    device: str | None = Field(frozen=True, description="Device of the in-process model.")
+    dtype: str | None = Field(frozen=True, description="Data type of the in-process model.")
+    max_length: int | None = Field(frozen=True, description="Tokens per pair.")
+    batch_size: int | None = Field(frozen=True, description="Pairs per forward pass.")
+    revision: str | None = Field(frozen=True, description="Revision of the model on the hub.")
+    token: SecretStr | None = Field(frozen=True, exclude=True, description="Hub token.")
+    cache_dir: str | None = Field(frozen=True, description="Folder for weights.")
+
+    _reranker: Reranker = PrivateAttr()
+
+    def __init__(  # noqa: PLR0917 - the order that users of SIE's own package have
+        self,
+        base_url: str | None = None,
+        model: str = DEFAULT_MODEL,
+        top_n: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        gpu: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        score_threshold: float | None = None,
+        score_space: ScoreSpace | None = None,
+        instruction: str | None = None,
+        metadata_mode: MetadataMode = MetadataMode.EMBED,
+        keep_retrieval_score: bool = False,
+        client: ScoringClient | None = None,
+        async_client: AsyncScoringClient | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        revision: str | None = None,
+        token: str | SecretStr | None = None,
+        cache_dir: str | Path | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        check_top_k(top_n, name="top_n")
+        check_score_threshold(score_threshold)
+        fields: dict[str, Any] = {
+            "base_url": base_url,
+            "model": model,
+            "top_n": top_n,
+            "options": None if options is None else dict(options),
+            "gpu": gpu,
+            "timeout_seconds": _one_timeout(timeout_s, timeout_seconds),
+            "score_threshold": score_threshold,
+            "score_space": score_space,
+            "instruction": instruction,
+            "metadata_mode": metadata_mode,
+            "keep_retrieval_score": keep_retrieval_score,
+            "client": client,
+            "async_client": async_client,
+            "device": device,
+            "dtype": dtype,
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "revision": revision,
+            "token": token,
+            "cache_dir": None if cache_dir is None else str(cache_dir),
+            "callback_manager": callback_manager or CallbackManager(),
+        }
+        super().__init__(**fields)
+        self._reranker = self._make_reranker()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name the class in serialised components."""
+        return "SIENodePostprocessor"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy, with the fields in `update` changed."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update:
+            copied._reranker = copied._make_reranker()  # noqa: SLF001 - it is our own
+        return copied
+
+    def warm_up(self) -> None:
+        """Fetch and load the model now, so that the first call does not pay for it."""
+        self._reranker.warm_up()
+
+    async def awarm_up(self) -> None:
+        """Do what `warm_up` does, without blocking the event loop."""
+        await self._reranker.awarm_up()
+
+    def close(self) -> None:
+        """Release the model; the next call opens it again. May be called twice."""
+        self._reranker.close()
+
+    async def aclose(self) -> None:
+        """Do what `close` does, without blocking the event loop."""
+        await self._reranker.aclose()
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _query(query_bundle)
+        with self._events(query, nodes) as ranked:
+            ranking = self._reranker.rerank(query, self._texts(nodes), **self._call_settings)
+            ranked.extend(self._to_nodes(nodes, ranking))
+        return ranked
+
+    @dispatcher.span  # the base class opens a span for the sync method only
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _query(query_bundle)
+        with self._events(query, nodes) as ranked:
+            ranking = await self._reranker.arerank(query, self._texts(nodes), **self._call_settings)
+            ranked.extend(self._to_nodes(nodes, ranking))
+        return ranked
+
+    @contextmanager
+    def _events(self, query: str, nodes: list[NodeWithScore]) -> Iterator[list[NodeWithScore]]:
+        """Tell both of LlamaIndex's event systems of the start and, whatever happens, of the end.
+
+        Yields:
+            The list into which the ranked nodes are put.
+        """
+        ranked: list[NodeWithScore] = []
+        top_n = len(nodes) if self.top_n is None else self.top_n
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model,
+            EventPayload.QUERY_STR: query,
+            EventPayload.TOP_K: top_n,
+        }
+        dispatcher.event(
+            ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.model)
+        )
+        try:
+            with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+                yield ranked
+                event.on_end(payload={EventPayload.NODES: ranked})
+        finally:
+            dispatcher.event(ReRankEndEvent(nodes=ranked))
+
+    @property
+    def _call_settings(self) -> dict[str, Any]:
+        """What may be assigned between calls, and so goes with every call."""
+        return {
+            "top_k": self.top_n,
+            "score_threshold": self.score_threshold,
+            "instruction": self.instruction,
+            "score_space": self.score_space,
+        }
+
+    def _texts(self, nodes: list[NodeWithScore]) -> list[str | None]:
+        return [self._text(node.node) for node in nodes]
+
+    def _text(self, node: BaseNode) -> str | None:
+        """Get the text to score. Metadata alone is none: a node without content stays unscored."""
+        if not node.get_content(metadata_mode=MetadataMode.NONE).strip():
+            return None
+        return node.get_content(metadata_mode=self.metadata_mode)
+
+    def _to_nodes(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
+        return [self._with_score(nodes[entry.index], entry.score) for entry in ranking]
+
+    def _with_score(self, scored: NodeWithScore, score: float | None) -> NodeWithScore:
+        node = scored.node
+        if self.keep_retrieval_score and scored.score is not None:
+            node = _keep_score(node, scored.score)
+        return scored.model_copy(update={"node": node, "score": score})
+
+    def _make_reranker(self) -> Reranker:
+        return Reranker(
+            self.model,
+            base_url=self.base_url,
+            client=self.client,
+            async_client=self.async_client,
+            options=self.options,
+            gpu=self.gpu,
+            timeout_seconds=self.timeout_seconds,
+            device=self.device,
+            dtype=self.dtype,
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+            revision=self.revision,
+            token=None if self.token is None else self.token.get_secret_value(),
+            cache_dir=self.cache_dir,
+        )
+
+
+def _keep_score(node: BaseNode, score: float) -> BaseNode:
+    """Copy a node with the retriever's score in its metadata, where no model gets to read it."""
+    return node.model_copy(
+        update={
+            "metadata": {**node.metadata, RETRIEVAL_SCORE_KEY: score},
+            "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys),
+            "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys),
+        }
+    )
+
+
+def _with_key(keys: list[str]) -> list[str]:
+    return keys if RETRIEVAL_SCORE_KEY in keys else [*keys, RETRIEVAL_SCORE_KEY]
+
+
+def _query(query_bundle: QueryBundle | None) -> str:
+    if query_bundle is None:
+        msg = "the query is missing: pass query_bundle or query_str to postprocess_nodes"
+        raise InvalidRequestError(msg)
+    return query_bundle.query_str
+
+
+def _one_timeout(timeout_s: float | None, timeout_seconds: float | None) -> float | None:
+    if timeout_s is None or timeout_seconds in (None, timeout_s):
+        return timeout_seconds if timeout_s is None else timeout_s
+    msg = (
+        f"timeout_seconds={timeout_seconds} and timeout_s={timeout_s} contradict each other: "
+        "they are two names for one setting, so give timeout_seconds only"
+    )
+    raise InvalidRequestError(msg)

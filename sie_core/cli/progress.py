@@ -1,0 +1,73 @@
+"""What people see while they wait: on stderr, and only if that is a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+MIN_DOCUMENTS = 300
+"""Fewer documents of a single query are scored before a bar would be read."""
+
+
+class Waiting:
+    """A line while the model loads, then a bar while pairs are scored.
+
+    Args:
+        num_queries: How many queries there are.
+        num_documents: How many documents each of them is scored with.
+    """
+
+    def __init__(self, *, num_queries: int, num_documents: int) -> None:
+        self._console = Console(stderr=True)
+        is_long = num_queries > 1 or num_documents >= MIN_DOCUMENTS
+        # Results go to stdout while the bar is on stderr: neither stream may be redirected.
+        self._progress = Progress(
+            TextColumn("reranking"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("pairs"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not (is_long and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task("reranking", total=num_queries * num_documents)
+
+    @contextmanager
+    def loading(self, model: str) -> Iterator[None]:
+        """Say which model is being loaded, and how long that took."""
+        start = time.perf_counter()
+        self._say(f"loading {model} …")
+        yield
+        self._say(f"loaded in {time.perf_counter() - start:.1f} s")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, num_pairs: int) -> None:
+        """Count pairs as scored."""
+        self._progress.advance(self._task, num_pairs)
+
+    @contextmanager
+    def making_room(self, *, for_terminal: bool) -> Iterator[None]:
+        """Take the bar off the terminal while results are printed there."""
+        if for_terminal:
+            self._progress.stop()
+        yield
+        if for_terminal:
+            self._progress.start()
+
+    def _say(self, message: str) -> None:
+        if self._console.is_terminal:
+            self._console.print(message, style="dim", markup=False, highlight=False)

@@ -1,0 +1,267 @@
+"""`sie rerank`: order the documents of a file or of stdin by relevance to one query or many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sie_core.cli.job import RerankJob
+from sie_core.cli.progress import Waiting
+from sie_core.cli.records import STDIN, Format, read_documents, read_queries
+from sie_core.cli.results import OutputFormat, open_results
+from sie_core.errors import InvalidRequestError
+from sie_core.ranking import check_score_threshold
+from sie_core.reranker import Reranker
+from sie_core.settings import DEFAULT_MODEL
+
+DEBUG = "sie.debug"
+"""The key in a typer context's `meta` that says whether errors show their traceback."""
+
+RerankerFactory = Callable[..., Reranker]
+"""Makes the reranker from keyword arguments; `program(obj=…)` may give another than `Reranker`."""
+
+
+class ScoreSpaceName(StrEnum):
+    """What a score is."""
+
+    RAW = "raw"
+    PROBABILITY = "probability"
+
+
+def _remember_debug(ctx: typer.Context, *, value: bool) -> bool:
+    ctx.meta[DEBUG] = value
+    return value
+
+
+def rerank(
+    ctx: typer.Context,
+    *,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            allow_dash=True,
+            help="The documents: plain lines, JSONL, CSV or TSV. '-' or nothing is standard input.",
+            show_default=False,
+        ),
+    ] = STDIN,
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="What the documents are ranked against.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            allow_dash=True,
+            help="A file of queries instead: one per line, or JSONL, CSV or TSV by its extension.",
+        ),
+    ] = None,
+    file_format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="How FILE holds the documents.",
+            show_default="by its extension, else lines",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column or key that holds the text.",
+            show_default="text, else content, page_content or passage",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column or key that holds an id to show with each result.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    query_column: Annotated[
+        str,
+        typer.Option(
+            help="The column or key that holds the query in --queries.", rich_help_panel="Input"
+        ),
+    ] = "query",
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            "-k",
+            min=1,
+            help="Keep only the best K documents of each query.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep documents that score at least this; those without text stay, unscored.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    output_format: Annotated[
+        OutputFormat | None,
+        typer.Option(
+            "--output",
+            help="How results are written.",
+            show_default="table on a terminal, else jsonl",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Write to this file, which appears when everything is done or not at all.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model name or folder.", rich_help_panel="Model")
+    ] = DEFAULT_MODEL,
+    score_space: Annotated[
+        ScoreSpaceName | None,
+        typer.Option(
+            help="Scores as logits or as probabilities.",
+            show_default="what the model's config says",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            help="Put before the query, for models trained with instructions.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of query and document together.",
+            show_default="the model's own maximum",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cuda, cuda:1, cpu or mps.",
+            show_default="cuda if there, else cpu",
+            rich_help_panel="Running",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16.",
+            show_default="float16 on cuda, else float32",
+            rich_help_panel="Running",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="Running"),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Give up when one query takes longer than this many seconds, loading included.",
+            rich_help_panel="Running",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an SIE server; without one the model runs in this process.",
+            show_default="SIE_BASE_URL",
+            rich_help_panel="Running",
+        ),
+    ] = None,
+    debug: Annotated[  # noqa: ARG001 -- its callback does the work
+        bool,
+        typer.Option(
+            "--debug",
+            callback=_remember_debug,
+            is_eager=True,
+            help="Show the traceback of an error.",
+            rich_help_panel="Running",
+        ),
+    ] = False,
+) -> None:
+    """Order documents by relevance to a query, best first.
+
+    Every document is kept unless --top-k or --threshold says otherwise.
+    Documents without text come last, unscored.
+
+    Examples:
+      sie rerank notes.txt --query "how do I renew a passport"
+      grep -h error *.log | sie rerank -q "disk is full" --top-k 5
+      sie rerank docs.jsonl --queries questions.txt --top-k 10 > ranked.jsonl
+      sie rerank docs.csv -q "refunds" --text-column body --id-column key
+    """
+    check_score_threshold(threshold)
+    _check_sources(file, queries)
+    all_queries = _read_queries(query, queries, query_column)
+    documents = read_documents(
+        file, file_format=file_format, text_column=text_column, id_column=id_column
+    )
+    make_reranker: RerankerFactory = ctx.obj or Reranker
+    reranker = make_reranker(
+        model,
+        base_url=base_url,
+        instruction=instruction,
+        score_space=None if score_space is None else score_space.value,
+        timeout_seconds=timeout,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        batch_size=batch_size,
+    )
+    job = RerankJob(reranker, documents, top_k=top_k, score_threshold=threshold)
+    waiting = Waiting(num_queries=len(all_queries), num_documents=len(documents))
+    with reranker, open_results(out, output_format, has_ids=id_column is not None) as results:
+        job.run(all_queries, results, waiting)
+    _report_truncation(job.num_truncated)
+
+
+def _read_queries(query: str | None, queries: Path | None, query_column: str) -> list[str]:
+    if query is not None and queries is None:
+        if not query.strip():
+            msg = f"--query must contain text, but got {query!r}"
+            raise InvalidRequestError(msg)
+        return [query]
+    if queries is not None and query is None:
+        return read_queries(queries, query_column=query_column)
+    msg = "give either --query TEXT or --queries FILE"
+    raise InvalidRequestError(msg)
+
+
+def _check_sources(file: Path, queries: Path | None) -> None:
+    if file != STDIN:
+        return
+    if queries == STDIN:
+        msg = "documents and queries cannot both come from standard input; name a FILE"
+        raise InvalidRequestError(msg)
+    if sys.stdin.isatty():
+        sys.stderr.write("reading documents from the terminal; end with Ctrl-D\n")
+
+
+def _report_truncation(num_truncated: int) -> None:
+    if num_truncated:
+        sys.stderr.write(
+            f"note: {num_truncated} pairs of query and document were longer than the model's "
+            "maximum, and the end of the document was not read\n"
+        )

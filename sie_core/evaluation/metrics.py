@@ -1,0 +1,95 @@
+"""nDCG@10 and MRR of rankings, computed by ir_measures (MacAvaney et al., 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sie_core.errors import InvalidRequestError, MissingDependencyError
+
+try:
+    import ir_measures
+    from ir_measures import RR, Qrel, ScoredDoc, nDCG
+except ImportError as exc:
+    _msg = f"{exc.name} is not installed; run: pip install 'sie-core[evaluation]'"
+    raise MissingDependencyError(_msg, name=exc.name) from exc
+
+_NDCG_AT_10 = nDCG @ 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How good rankings are, between 0 and 1, higher is better.
+
+    Attributes:
+        ndcg_at_10: Normalised discounted cumulative gain of the first ten.
+        mrr: Reciprocal rank of the first relevant document; its mean over several queries.
+    """
+
+    ndcg_at_10: float
+    mrr: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The quality of a set of rankings: its mean, and every query's own by query id."""
+
+    mean: Quality
+    per_query: Mapping[str, Quality]
+
+
+def evaluate(
+    rankings: Mapping[str, Sequence[int]], relevant: Mapping[str, Collection[int]]
+) -> Evaluation:
+    """Measure rankings against judgements.
+
+    Args:
+        rankings: For each query id, document indices, best first.
+        relevant: For each query id, the indices of the documents that are relevant.
+
+    Raises:
+        InvalidRequestError: There is no query, a query is in one of the two only or has no
+            relevant document, or a ranking names a document twice.
+    """
+    _check(rankings, relevant)
+    judgements = [
+        Qrel(query_id, str(index), 1) for query_id, indices in relevant.items() for index in indices
+    ]
+    run = [
+        ScoredDoc(query_id, str(index), -float(position))
+        for query_id, order in rankings.items()
+        for position, index in enumerate(order)
+    ]
+    values: dict[str, dict[object, float]] = {query_id: {} for query_id in rankings}
+    for metric in ir_measures.iter_calc([_NDCG_AT_10, RR], judgements, run):
+        values[metric.query_id][metric.measure] = metric.value
+    per_query = {
+        query_id: Quality(ndcg_at_10=value[_NDCG_AT_10], mrr=value[RR])
+        for query_id, value in values.items()
+    }
+    return Evaluation(mean=_mean(list(per_query.values())), per_query=per_query)
+
+
+def _check(
+    rankings: Mapping[str, Sequence[int]], relevant: Mapping[str, Collection[int]]
+) -> None:
+    if not rankings:
+        msg = "there is nothing to evaluate: rankings is empty"
+        raise InvalidRequestError(msg)
+    if unmatched := sorted(rankings.keys() ^ relevant.keys()):
+        msg = f"rankings and relevant must have the same queries, but not so for {unmatched[:3]}"
+        raise InvalidRequestError(msg)
+    for query_id, order in rankings.items():
+        if not relevant[query_id]:
+            msg = f"query {query_id!r} has no relevant document, so no ranking of it is good or bad"
+            raise InvalidRequestError(msg)
+        if len(set(order)) != len(order):
+            msg = f"the ranking of query {query_id!r} names a document twice"
+            raise InvalidRequestError(msg)
+
+
+def _mean(qualities: Sequence[Quality]) -> Quality:
+    return Quality(
+        ndcg_at_10=sum(quality.ndcg_at_10 for quality in qualities) / len(qualities),
+        mrr=sum(quality.mrr for quality in qualities) / len(qualities),
+    )

@@ -1,0 +1,100 @@
+"""What a folder or a repository must hold for its weights to be loaded safely."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+from sie_core.errors import ModelLoadError, UnsupportedModelError
+
+CONFIG = "config.json"
+
+_SAFE_WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
+_SAFE_INDEX = "model.safetensors.index.json"
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+_TRAINING_FILES = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt"})
+
+SAFE_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.txt",  # vocab.txt, merges.txt
+    "*.model",  # sentencepiece.bpe.model, tokenizer.model
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""What is taken from a repository: weights that are data only, settings, and the tokenizer."""
+
+OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
+"""Copies of the weights for other runtimes, left behind."""
+
+
+def check_folder(folder: Path, *, allow_pickle: bool) -> None:
+    """Raise unless `folder` holds a configuration and complete weights that may be loaded.
+
+    Raises:
+        ModelLoadError: Something is missing.
+        UnsupportedModelError: The weights are pickled, and that is not allowed.
+    """
+    if not (folder / CONFIG).is_file():
+        msg = f"{folder} has no {CONFIG}; a model folder is what `save_pretrained` writes"
+        raise ModelLoadError(msg)
+    check_weights(
+        [path.name for path in folder.iterdir()], where=str(folder), allow_pickle=allow_pickle
+    )
+    if missing := _missing_shards(folder):
+        msg = (
+            f"{folder} lacks {len(missing)} of the files named in {_SAFE_INDEX}, such as "
+            f"{missing[0]}; download the model again"
+        )
+        raise ModelLoadError(msg)
+
+
+def check_weights(files: Collection[str], *, where: str, allow_pickle: bool) -> None:
+    """Raise unless one of `files` holds weights that may be loaded.
+
+    Args:
+        files: Paths relative to the folder or repository.
+        where: How an error names that folder or repository.
+        allow_pickle: Whether pickled weights will do.
+    """
+    if not _SAFE_WEIGHTS.isdisjoint(files):
+        return
+    pickled = pickled_weights(files)
+    if not pickled:
+        msg = f"{where} holds no weights: there is no model.safetensors"
+        raise ModelLoadError(msg)
+    if not allow_pickle:
+        msg = (
+            f"{where} has only pickled weights ({', '.join(pickled)}), and loading a pickle can "
+            "run code. If you trust its author, pass SourceSettings(allow_pickle=True); better, "
+            "convert it to model.safetensors, or take a revision or model that has it"
+        )
+        raise UnsupportedModelError(msg)
+
+
+def pickled_weights(files: Collection[str]) -> list[str]:
+    """Return those of `files` that hold pickled weights, unless there are safe ones too."""
+    if not _SAFE_WEIGHTS.isdisjoint(files):
+        return []
+    return sorted(
+        name
+        for name in files
+        if PurePosixPath(name).suffix in _PICKLE_SUFFIXES
+        and "/" not in name
+        and name not in _TRAINING_FILES
+    )
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    """Return the weight files that the index names and `folder` lacks."""
+    index = folder / _SAFE_INDEX
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return []
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, AttributeError, TypeError) as exc:
+        msg = f"{index} cannot be read: {exc!r}; download the model again"
+        raise ModelLoadError(msg) from exc
+    return sorted(name for name in shards if not (folder / name).exists())

@@ -72,8 +72,9 @@ class LocalAsyncClient:
 
 async def _wait(future: Awaitable[_T], deadline: Deadline, doing: str) -> _T:
     """Await `future`, at most until the deadline."""
+    bound = asyncio.timeout(deadline.remaining_seconds(doing))
     try:
-        async with asyncio.timeout(deadline.remaining_seconds(doing)) as bound:
+        async with bound:
             return await future
     except TimeoutError as exc:
         if not bound.expired():

@@ -251,8 +251,8 @@ def check_request(
         model=model,
         query_id=query.get("id"),
         query=f"{instruction} {text}" if instruction else text,
-        item_ids=[item.get("id", f"item-{i}") for i, item in enumerate(items)],
         texts=[_check_item(item, f"items[{i}]") for i, item in enumerate(items)],
+        item_ids=[item.get("id") or f"item-{i}" for i, item in enumerate(items)],
         **chosen,
     )
 
@@ -261,11 +261,11 @@ def _check_item(item: Item, name: str) -> str:
     if not isinstance(item, Mapping):
         msg = f"{name} must be an Item(text=…), but got {type(item).__name__}: {item!r:.80}"
         raise InvalidRequestError(msg)
-    text, item_id = item.get("text"), item.get("id", "")
+    text, item_id = item.get("text"), item.get("id")
     if not isinstance(text, str):
         msg = f"{name} must have a text that is a string, but got {text!r:.80}"
         raise InvalidRequestError(msg)
-    if not isinstance(item_id, str):
+    if item_id is not None and not isinstance(item_id, str):
         msg = f"the id of {name} must be a string, but got {item_id!r:.80}"
         raise InvalidRequestError(msg)
     return text

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils.logging import (
@@ -96,7 +97,7 @@ class PairEncoder:
                     local_files_only=True,
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError) as exc:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as exc:
             msg = f"the weights of {files.name} in {files.folder} could not be loaded: {exc}"
             raise ModelLoadError(msg) from exc
         missing = sorted(report["missing_keys"])

@@ -10,6 +10,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -108,6 +109,7 @@ def download(name: str, settings: SourceSettings, *, timeout_seconds: float | No
         ModelLoadError: The model has no weights.
         DeadlineExceededError: It was not done within `timeout_seconds`.
     """
+    started = time.monotonic()
     files = _list_files(name, settings, timeout_seconds)
     check_weights(files, where=f"{name} on {endpoint()}", allow_pickle=settings.allow_pickle)
 
@@ -122,7 +124,9 @@ def download(name: str, settings: SourceSettings, *, timeout_seconds: float | No
         )
 
     try:
-        folder = Path(_call_within(timeout_seconds, fetch))
+        spent = time.monotonic() - started
+        bound = None if timeout_seconds is None else max(0.0, timeout_seconds - spent)
+        folder = Path(_call_within(bound, fetch))
     except DeadlineExceededError as exc:
         raise _deadline_exceeded(name, timeout_seconds) from exc
     except Exception as exc:  # noqa: BLE001 # see _translate

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from langchain_classic.retrievers.document_compressors import CrossEncoderReranker
 from langchain_core.documents import Document
-from sie_langchain import SIECrossEncoder
 
 from sie_core.errors import InvalidRequestError
+from sie_langchain import SIECrossEncoder
 
 
 def test_each_pair_gets_its_own_score(client: Any) -> None:

@@ -21,11 +21,12 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
-from sie_langchain import SIEReranker
 
 from sie_core.errors import InferenceError, InvalidRequestError
+from sie_langchain import RerankInput, SIEReranker
 
 QUERY = "paris capital france"
+HF = "hf_not-to-be-seen"
 Compress = Callable[[SIEReranker, Sequence[Document], str], Awaitable[list[Document]]]
 
 
@@ -261,16 +262,16 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) ->
 
 def test_the_token_is_never_shown() -> None:
     """Not in a repr, a dump, a trace of the fields, or the message about another argument."""
-    reranker = SIEReranker(token="hf_secret")  # type: ignore[arg-type]  # pydantic wraps it
-    assert "hf_secret" not in repr(reranker)
+    reranker = SIEReranker(token=HF)  # type: ignore[arg-type]  # pydantic wraps it
+    assert HF not in repr(reranker)
     assert "token" not in reranker.model_dump()
-    assert "hf_secret" not in reranker.model_dump_json()
+    assert HF not in reranker.model_dump_json()
     with pytest.raises(ValidationError) as caught:
-        SIEReranker(token="hf_secret", top_n=0, top_m=1)  # type: ignore[arg-type, call-arg]
-    assert "hf_secret" not in str(caught.value)
+        SIEReranker(token=HF, top_n=0, top_m=1)  # type: ignore[arg-type, call-arg]
+    assert HF not in str(caught.value)
     with pytest.raises(ValidationError) as caught:
-        SIEReranker(token="hf_secret", top_n=0)  # type: ignore[arg-type]
-    assert "hf_secret" not in str(caught.value)
+        SIEReranker(token=HF, top_n=0)  # type: ignore[arg-type]
+    assert HF not in str(caught.value)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])  # noqa: S301
@@ -278,7 +279,7 @@ def test_copies_work_like_the_original(
     client: Any, documents: list[Document], duplicate: Callable[[SIEReranker], SIEReranker]
 ) -> None:
     """Deepcopy and pickle keep the settings, the token among them."""
-    original = SIEReranker(client=client, top_n=2, instruction="Find", token="hf_secret")  # type: ignore[arg-type]
+    original = SIEReranker(client=client, top_n=2, instruction="Find", token=HF)  # type: ignore[arg-type]
     duplicated = duplicate(original)
     assert duplicated.compress_documents(documents, QUERY) == original.compress_documents(
         documents, QUERY
@@ -295,7 +296,7 @@ def test_a_changed_copy_has_its_own_backend(client: Any, documents: list[Documen
     original.compress_documents(documents, QUERY)
     assert client.arguments == [{"options": {"profile": "fast"}}, {}]
     with pytest.raises(ValidationError, match="frozen"):
-        original.model = "other"  # type: ignore[misc]
+        original.model = "other"
 
 
 def test_lifecycle_calls_may_be_repeated(reranker: SIEReranker, documents: list[Document]) -> None:
@@ -374,9 +375,12 @@ async def test_as_a_runnable_it_takes_part_in_a_chain(
     reranker: SIEReranker, client: Any, async_client: Any, documents: list[Document]
 ) -> None:
     """It pipes, awaits natively, and its call is a run below the runnable's."""
-    ids = RunnableLambda(lambda found: [document.id for document in found])
-    chain = reranker.as_runnable() | ids
-    inputs = {"query": QUERY, "documents": documents}
+
+    def ids(found: list[Document]) -> list[str | None]:
+        return [document.id for document in found]
+
+    chain = reranker.as_runnable() | RunnableLambda(ids)
+    inputs: RerankInput = {"query": QUERY, "documents": documents}
     expected = ["three", "two", "one", "none"]
     runs = Recorder()
     assert chain.invoke(inputs, {"callbacks": [runs]}) == expected

@@ -1,0 +1,439 @@
+"""`SIERanker` in Haystack's own pipelines, over a client whose scores can be read off."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from haystack import Document, Pipeline
+from haystack.dataclasses import ByteStream, SparseEmbedding
+from haystack.utils import ComponentDevice, Device, DeviceMap, Secret
+
+import sie_haystack
+from haystack_integrations.components.rankers.sie import SIERanker
+from sie_core.errors import InvalidRequestError
+from sie_core.settings import DEFAULT_MODEL
+
+QUERY = "paris capital france"
+HF = "hf_not-to-be-seen"
+Run = Callable[..., Awaitable[list[Document]]]
+
+
+@pytest.fixture(autouse=True)
+def _no_token_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_API_TOKEN", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture
+def documents() -> list[Document]:
+    """Documents with one, three, none and two of the query's words, in retrieval order."""
+    return [
+        Document(id="one", content="paris in spring", score=0.9),
+        Document(id="three", content="paris is the capital of france", score=0.8),
+        Document(id="none", content="bananas are yellow", score=0.7),
+        Document(id="two", content="the capital of france", score=0.6),
+    ]
+
+
+@pytest.fixture
+def ranker(client: Any, async_client: Any) -> SIERanker:
+    """A ranker with a client for each way to run."""
+    return SIERanker(client=client, async_client=async_client)
+
+
+@pytest.fixture(params=["sync", "async"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Both ways to run, behind one."""
+
+    async def call(ranker: SIERanker, documents: list[Document], **arguments: Any) -> Any:
+        arguments = {"query": QUERY, "documents": documents} | arguments
+        if request.param == "sync":
+            return ranker.run(**arguments)["documents"]
+        return (await ranker.run_async(**arguments))["documents"]
+
+    return call
+
+
+def ids_and_scores(documents: list[Document]) -> list[tuple[str, float | None]]:
+    """What most tests compare."""
+    return [(document.id, document.score) for document in documents]
+
+
+async def test_documents_come_back_best_first_with_their_scores(
+    ranker: SIERanker, documents: list[Document], run: Run
+) -> None:
+    """The order is the scores', and the documents given stay as they are."""
+    before = copy.deepcopy(documents)
+    ranked = await run(ranker, documents)
+    expected = [("three", 3.0), ("two", 2.0), ("one", 1.0), ("none", 0.0)]
+    assert ids_and_scores(ranked) == expected
+    assert documents == before
+
+
+async def test_every_field_of_a_document_survives(ranker: SIERanker, run: Run) -> None:
+    """Only the score of the copy is new."""
+    document = Document(
+        id="d",
+        content="paris",
+        blob=ByteStream(data=b"image", mime_type="image/png"),
+        meta={"page": 1},
+        score=0.5,
+        embedding=[0.1, 0.2],
+        sparse_embedding=SparseEmbedding(indices=[1], values=[0.5]),
+    )
+    [ranked] = await run(ranker, [document])
+    assert ranked.to_dict() == document.to_dict() | {"score": 1.0}
+
+
+async def test_documents_without_text_come_last_unscored(
+    client: Any, async_client: Any, run: Run
+) -> None:
+    """They are not sent, whatever the prefixes, and an old score does not stay."""
+    ranker = SIERanker(
+        client=client, async_client=async_client, document_prefix="doc: ", document_suffix="."
+    )
+    documents = [
+        Document(id="none", content=None, score=0.9),
+        Document(id="blank", content=" \n", score=0.8),
+        Document(id="text", content="berlin", score=0.1),
+    ]
+    ranked = await run(ranker, documents)
+    assert ids_and_scores(ranked) == [("text", 0.0), ("none", None), ("blank", None)]
+    assert client.texts + async_client.texts == [["doc: berlin."]]
+
+
+async def test_of_duplicates_the_best_is_kept(ranker: SIERanker, run: Run) -> None:
+    """One document per id, the one with the best retrieval score, at the first one's place."""
+    documents = [
+        Document(id="a", content="first", score=None),
+        Document(id="b", content="only", score=0.9),
+        Document(id="a", content="best", score=-0.1),
+        Document(id="a", content="worse", score=-0.2),
+        Document(id="a", content="unknown", score=None),
+    ]
+    ranked = await run(ranker, documents)
+    assert [document.content for document in ranked] == ["best", "only"]
+
+
+async def test_what_is_scored_is_put_together_as_asked(
+    client: Any, async_client: Any, documents: list[Document], run: Run
+) -> None:
+    """Prefixes, suffixes and metadata fields; a field that is missing or None adds nothing."""
+    ranker = SIERanker(
+        client=client,
+        async_client=async_client,
+        query_prefix="query: ",
+        query_suffix="?",
+        document_prefix="[",
+        document_suffix="]",
+        meta_fields_to_embed=["title", "year", "author"],
+        embedding_separator=" | ",
+    )
+    documents = [
+        Document(content="text", meta={"title": "Title", "year": 1889, "author": None}),
+        Document(content=None, meta={"title": "Only a title"}),
+    ]
+    await run(ranker, documents)
+    assert client.queries + async_client.queries == [f"query: {QUERY}?"]
+    assert client.texts + async_client.texts == [["[Title | 1889 | text]", "[Only a title | ]"]]
+
+
+async def test_a_blank_query_is_an_error_whatever_the_prefix(
+    client: Any, async_client: Any, documents: list[Document], run: Run
+) -> None:
+    """A prefix does not make a question of nothing."""
+    ranker = SIERanker(client=client, async_client=async_client, query_prefix="query: ")
+    with pytest.raises(InvalidRequestError, match="query must be a string with text"):
+        await run(ranker, documents, query=" ")
+
+
+async def test_what_is_given_to_run_wins(
+    ranker: SIERanker, documents: list[Document], run: Run
+) -> None:
+    """top_k and score_threshold of the call replace the component's, a threshold of 0 too."""
+    ranker.top_k, ranker.score_threshold = 1, 3.0
+    assert len(await run(ranker, documents)) == 1
+    ranked = await run(ranker, documents, top_k=3, score_threshold=0.0)
+    assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0), ("one", 1.0)]
+    ranked = await run(ranker, documents, top_k=3, score_threshold=2.0)
+    assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
+
+
+async def test_top_k_is_ten_unless_said_otherwise(ranker: SIERanker, run: Run) -> None:
+    """As in Haystack's other rankers; None keeps everything."""
+    documents = [Document(content=f"text {i}") for i in range(12)]
+    assert len(await run(ranker, documents)) == 10
+    ranker.top_k = None
+    assert len(await run(ranker, documents)) == 12
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+async def test_a_top_k_below_one_is_an_error(
+    ranker: SIERanker, documents: list[Document], run: Run, top_k: int
+) -> None:
+    """In the constructor and in a run; the message names the value."""
+    with pytest.raises(ValueError, match=f"top_k must be at least 1, but got {top_k}"):
+        SIERanker(top_k=top_k)
+    with pytest.raises(ValueError, match=f"top_k must be at least 1, but got {top_k}"):
+        await run(ranker, documents, top_k=top_k)
+
+
+@pytest.mark.parametrize(
+    ("component", "call", "space"),
+    [
+        (None, None, None),
+        (True, None, "probability"),
+        (False, None, "raw"),
+        (True, False, "raw"),
+        (False, True, "probability"),
+        (None, False, "raw"),
+    ],
+)
+async def test_scale_score_chooses_the_score_space(
+    client: Any, async_client: Any, *, component: bool, call: bool, space: str | None, run: Run
+) -> None:
+    """True asks for probabilities, False for logits, None for what the model's config says."""
+    ranker = SIERanker(client=client, async_client=async_client, scale_score=component)
+    await run(ranker, [Document(content="text")], scale_score=call)
+    [arguments] = client.arguments + async_client.arguments
+    assert arguments == ({} if space is None else {"options": {"score_space": space}})
+
+
+async def test_no_documents_give_no_documents(ranker: SIERanker, run: Run) -> None:
+    """An empty list is answered with an empty list."""
+    assert await run(ranker, []) == []
+
+
+def test_settings_reach_the_client(client: Any, documents: list[Document]) -> None:
+    """Options, instruction and machine profile go with the call."""
+    ranker = SIERanker(
+        client=client,
+        instruction="Find cities",
+        options={"profile": "fast"},
+        tokenizer_kwargs={"model_max_length": 64},
+        batch_size=2,
+        gpu="l4",
+    )
+    ranker.run(QUERY, documents)
+    options = {"profile": "fast", "max_length": 64, "batch_size": 2}
+    assert client.arguments == [{"instruction": "Find cities", "options": options, "gpu": "l4"}]
+
+
+async def test_an_async_run_stays_on_the_event_loop(
+    ranker: SIERanker, client: Any, async_client: Any, documents: list[Document]
+) -> None:
+    """The async client is awaited where the caller is, and the sync one is left alone."""
+    await ranker.run_async(QUERY, documents)
+    assert async_client.threads == [threading.get_ident()]
+    assert client.threads == []
+
+
+NON_DEFAULTS: dict[str, Any] = {
+    "base_url": None,  # a server needs one that answers
+    "model": "other/model",
+    "top_k": 3,
+    "gpu": "l4",
+    "options": {"profile": "fast"},
+    "timeout_seconds": 2.5,
+    "device": ComponentDevice.from_str("cuda:1"),
+    "token": Secret.from_env_var("ANOTHER_TOKEN", strict=False),
+    "query_prefix": "a",
+    "query_suffix": "b",
+    "document_prefix": "c",
+    "document_suffix": "d",
+    "meta_fields_to_embed": ["title"],
+    "embedding_separator": " | ",
+    "scale_score": False,
+    "score_threshold": 0.25,
+    "instruction": "Find cities",
+    "model_kwargs": {"torch_dtype": "bfloat16"},
+    "tokenizer_kwargs": {"model_max_length": 64},
+    "batch_size": 2,
+    "dtype": "bfloat16",
+    "max_length": 64,
+    "revision": "v2",
+    "cache_dir": "/somewhere",
+}
+
+
+def test_every_argument_survives_serialisation() -> None:
+    """A new constructor argument must join in: the component is reloaded with nothing lost."""
+    parameters = inspect.signature(SIERanker.__init__).parameters
+    assert set(NON_DEFAULTS) == set(parameters) - {"self", "timeout_s", "client", "async_client"}
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", SIERanker(**NON_DEFAULTS))
+    reloaded = Pipeline.loads(pipeline.dumps()).get_component("ranker")
+    for name, value in NON_DEFAULTS.items():
+        assert getattr(reloaded, name) == value, name
+        assert name == "base_url" or value != parameters[name].default, name
+
+
+def test_defaults_survive_serialisation() -> None:
+    """The same for a component made with nothing, in plain data only."""
+    data = SIERanker().to_dict()
+    assert data["type"] == "haystack_integrations.components.rankers.sie.ranker.SIERanker"
+    assert json.loads(json.dumps(data)) == data
+    assert SIERanker.from_dict(data).to_dict() == data
+    assert data["init_parameters"]["model"] == DEFAULT_MODEL
+
+
+def test_paths_and_torch_dtypes_are_serialised_by_name(tmp_path: Path) -> None:
+    """What YAML has no type for is stored as text."""
+    import torch
+
+    ranker = SIERanker(
+        model=tmp_path, cache_dir=tmp_path, model_kwargs={"torch_dtype": torch.bfloat16}
+    )
+    parameters = ranker.to_dict()["init_parameters"]
+    assert parameters["model"] == parameters["cache_dir"] == str(tmp_path)
+    assert parameters["model_kwargs"] == {"torch_dtype": "bfloat16"}
+
+
+def test_what_belongs_to_this_process_is_not_serialised(client: Any, async_client: Any) -> None:
+    """A component with a client would come back without it: that is an error, not a surprise."""
+    with pytest.raises(InvalidRequestError, match="cannot be serialised"):
+        SIERanker(client=client).to_dict()
+    with pytest.raises(InvalidRequestError, match="cannot be serialised"):
+        SIERanker(async_client=async_client).to_dict()
+
+
+def test_a_token_is_never_shown() -> None:
+    """It is in no repr, and cannot be serialised by value."""
+    ranker = SIERanker(token=Secret.from_token(HF))
+    assert HF not in repr(ranker)
+    assert HF not in repr(vars(ranker))
+    with pytest.raises(ValueError, match="Cannot serialize token-based secret"):
+        ranker.to_dict()
+    with pytest.raises(InvalidRequestError, match="must be a haystack Secret") as caught:
+        SIERanker(token=HF)  # type: ignore[arg-type]
+    assert HF not in str(caught.value)
+
+
+def test_a_strict_secret_must_be_there() -> None:
+    """The error names the variable to set."""
+    with pytest.raises(InvalidRequestError, match="NOT_SET_ANYWHERE"):
+        SIERanker(token=Secret.from_env_var("NOT_SET_ANYWHERE"))
+
+
+def test_the_existing_package_s_names_are_accepted() -> None:
+    """base_url and model by position, timeout_s for timeout_seconds."""
+    ranker = SIERanker(None, "model", timeout_s=2.5)
+    assert ranker.model == "model"
+    assert ranker.timeout_seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timeout_s": 1, "timeout_seconds": 2}, "timeout_seconds=2 contradicts 1 from timeout_s"),
+        ({"model_kwargs": {"attn_implementation": "x"}}, r"model_kwargs\['attn_implementation'\]"),
+        ({"model_kwargs": {"a": 1}}, "accepted are: dtype, torch_dtype, revision"),
+        ({"tokenizer_kwargs": {"padding_side": "left"}}, "accepted are: model_max_length"),
+        ({"model_kwargs": {"dtype": "float16"}, "dtype": "float32"}, "contradicts 'float16'"),
+        ({"model_kwargs": {"dtype": "a", "torch_dtype": "b"}}, "contradicts 'a'"),
+        ({"model_kwargs": {"revision": "v1"}, "revision": "v2"}, "contradicts 'v1'"),
+        ({"tokenizer_kwargs": {"model_max_length": 64}, "max_length": 32}, "contradicts 64"),
+        ({"score_threshold": float("nan")}, "score_threshold must be a finite number"),
+        (
+            {"device": ComponentDevice.from_multiple(DeviceMap({"": Device.cpu()}))},
+            "device must be a single device",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
+    """The message names the argument and what is accepted."""
+    with pytest.raises(InvalidRequestError, match=message):
+        SIERanker(**arguments)
+
+
+def test_run_and_run_async_take_the_same() -> None:
+    """Haystack requires identical signatures."""
+    assert inspect.signature(SIERanker.run) == inspect.signature(SIERanker.run_async)
+
+
+async def test_lifecycle_calls_may_be_repeated(
+    ranker: SIERanker, documents: list[Document]
+) -> None:
+    """Warming up and closing twice is fine, and a run after closing works."""
+    for _ in range(2):
+        ranker.warm_up()
+        await ranker.warm_up_async()
+    for _ in range(2):
+        ranker.close()
+        await ranker.close_async()
+    assert len(ranker.run(QUERY, documents)["documents"]) == 4
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])  # noqa: S301
+def test_copies_work_like_the_original(
+    client: Any, documents: list[Document], duplicate: Callable[[SIERanker], SIERanker]
+) -> None:
+    """Deepcopy and pickle keep every setting."""
+    duplicated = duplicate(SIERanker(client=client, top_k=2))
+    ranked = duplicated.run(QUERY, documents)["documents"]
+    assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
+
+
+async def test_it_ranks_inside_a_pipeline(ranker: SIERanker, documents: list[Document]) -> None:
+    """A pipeline warms it up, runs it with run-time arguments, and closes it, sync and async."""
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", ranker)
+    inputs = {"ranker": {"query": QUERY, "documents": documents, "top_k": 2}}
+    for outputs in (pipeline.run(inputs), await pipeline.run_async(inputs)):
+        assert [document.id for document in outputs["ranker"]["documents"]] == ["three", "two"]
+    pipeline.close()
+    await pipeline.close_async()
+
+
+def test_the_package_re_exports_the_component() -> None:
+    """One class under two names; Haystack knows it by the one it may load."""
+    assert sie_haystack.SIERanker is SIERanker
+    assert "SIERanker" in dir(sie_haystack)
+    assert SIERanker.__module__.startswith("haystack_integrations.")
+    with pytest.raises(AttributeError, match="SIERunker"):
+        _ = sie_haystack.SIERunker
+
+
+def run_python(program: str) -> Any:
+    """Run a program in a process of its own and read the JSON it prints."""
+    output = subprocess.run(  # noqa: S603 - our own interpreter and program
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    return json.loads(output)
+
+
+def test_importing_it_imports_no_torch() -> None:
+    """A process that only imports the package does not pay for torch or transformers."""
+    modules = run_python("import json, sys, sie_haystack; print(json.dumps(sorted(sys.modules)))")
+    assert "sie_haystack" in modules
+    assert not {"torch", "transformers"} & set(modules)
+
+
+def test_importing_the_component_imports_no_torch_but_haystack_s_own() -> None:
+    """Haystack itself imports torch where it is installed; the component adds no import of it."""
+    program = """
+import importlib.abc, json, sys
+asked = []
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers"):
+            asked.append(name)
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import haystack
+asked.clear()
+from haystack_integrations.components.rankers.sie import SIERanker
+SIERanker().to_dict()
+print(json.dumps(asked))
+"""
+    assert run_python(program) == []

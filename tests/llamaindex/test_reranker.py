@@ -1,0 +1,519 @@
+"""`SIENodePostprocessor` in LlamaIndex's own constructs, over a client with readable scores."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.instrumentation.span import SimpleSpan
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
+from llama_index.core.llms import MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers.no_text import NoText
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import (
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+
+from sie_core.errors import InferenceError, InvalidRequestError
+from sie_llamaindex import SIENodePostprocessor
+from sie_llamaindex.reranker import dispatcher
+
+QUERY = "paris capital france"
+HF = "hf_not-to-be-seen"
+Postprocess = Callable[
+    [SIENodePostprocessor, list[NodeWithScore], str], Awaitable[list[NodeWithScore]]
+]
+
+
+@pytest.fixture
+def nodes() -> list[NodeWithScore]:
+    """Nodes with one, three, none and two of the query's words, in retrieval order."""
+    texts = {
+        "one": "paris in spring",
+        "three": "paris is the capital of france",
+        "none": "bananas are yellow",
+        "two": "the capital of france",
+    }
+    return [
+        NodeWithScore(
+            node=TextNode(
+                id_=id_,
+                text=text,
+                embedding=[float(i)],
+                metadata={"page": i},
+                relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id="book")},
+            ),
+            score=0.9 - i / 10,
+        )
+        for i, (id_, text) in enumerate(texts.items())
+    ]
+
+
+@pytest.fixture
+def reranker(client: Any, async_client: Any) -> SIENodePostprocessor:
+    """A postprocessor with a client for each way to call."""
+    return SIENodePostprocessor(client=client, async_client=async_client)
+
+
+@pytest.fixture(params=["sync", "async"])
+def postprocess(request: pytest.FixtureRequest) -> Postprocess:
+    """Both ways to call, behind one."""
+
+    async def call(
+        reranker: SIENodePostprocessor, nodes: list[NodeWithScore], query: str
+    ) -> list[NodeWithScore]:
+        if request.param == "sync":
+            return reranker.postprocess_nodes(nodes, query_str=query)
+        return await reranker.apostprocess_nodes(nodes, query_str=query)
+
+    return call
+
+
+class EventRecorder(BaseEventHandler):
+    """Remember the events of the newer of LlamaIndex's two systems."""
+
+    events: list[BaseEvent] = Field(default_factory=list)
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        """Note the event."""
+        del kwargs
+        self.events.append(event)
+
+
+class CallbackRecorder(BaseCallbackHandler):
+    """Remember the events of the older one."""
+
+    def __init__(self) -> None:
+        super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
+        self.starts: list[tuple[CBEventType, dict[str, Any]]] = []
+        self.ends: list[tuple[CBEventType, dict[str, Any]]] = []
+
+    def on_event_start(
+        self,
+        event_type: CBEventType,
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",
+        parent_id: str = "",
+        **kwargs: Any,
+    ) -> str:
+        """Note the start."""
+        del parent_id, kwargs
+        self.starts.append((event_type, payload or {}))
+        return event_id
+
+    def on_event_end(
+        self,
+        event_type: CBEventType,
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",
+        **kwargs: Any,
+    ) -> None:
+        """Note the end."""
+        del event_id, kwargs
+        self.ends.append((event_type, payload or {}))
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        """Traces are not looked at."""
+
+    def end_trace(
+        self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None
+    ) -> None:
+        """Traces are not looked at."""
+
+
+@pytest.fixture
+def events() -> Iterator[list[BaseEvent]]:
+    """The events sent while the test runs."""
+    recorder = EventRecorder()
+    dispatcher.add_event_handler(recorder)
+    yield recorder.events
+    dispatcher.event_handlers.remove(recorder)
+
+
+@pytest.fixture
+def spans() -> Iterator[list[SimpleSpan]]:
+    """The spans finished while the test runs."""
+    handler = SimpleSpanHandler()
+    dispatcher.add_span_handler(handler)
+    yield handler.completed_spans
+    dispatcher.span_handlers.remove(handler)
+
+
+def ids_and_scores(nodes: list[NodeWithScore]) -> list[tuple[str, float | None]]:
+    """What most tests compare."""
+    return [(node.node_id, node.score) for node in nodes]
+
+
+async def test_nodes_come_back_best_first_with_their_scores(
+    reranker: SIENodePostprocessor, nodes: list[NodeWithScore], postprocess: Postprocess
+) -> None:
+    """The order is the scores', and each node is the one that was given, with every field."""
+    ranked = await postprocess(reranker, nodes, QUERY)
+    expected = [("three", 3.0), ("two", 2.0), ("one", 1.0), ("none", 0.0)]
+    assert ids_and_scores(ranked) == expected
+    given = {node.node_id: node.node for node in nodes}
+    assert all(node.node is given[node.node_id] for node in ranked)
+
+
+async def test_the_nodes_given_stay_as_they_are(
+    client: Any, async_client: Any, nodes: list[NodeWithScore], postprocess: Postprocess
+) -> None:
+    """Neither scores nor metadata of the caller's nodes change, kept scores or not."""
+    before = copy.deepcopy(nodes)
+    for keep in (False, True):
+        reranker = SIENodePostprocessor(
+            client=client, async_client=async_client, keep_retrieval_score=keep
+        )
+        await postprocess(reranker, nodes, QUERY)
+        assert nodes == before
+
+
+async def test_the_retrieval_score_is_kept_out_of_every_text(
+    client: Any, async_client: Any, nodes: list[NodeWithScore], postprocess: Postprocess
+) -> None:
+    """It stands in a copy's metadata, but not in what is embedded, prompted with or scored."""
+    reranker = SIENodePostprocessor(
+        client=client, async_client=async_client, keep_retrieval_score=True
+    )
+    best = (await postprocess(reranker, nodes, QUERY))[0].node
+    assert best.metadata == {"page": 1, "retrieval_score": 0.8}
+    for mode in (MetadataMode.EMBED, MetadataMode.LLM):
+        assert "retrieval_score" not in best.get_content(metadata_mode=mode)
+    assert best.embedding == [1.0]
+    assert best.source_node is not None
+    assert best.source_node.node_id == "book"
+
+
+async def test_an_unknown_retrieval_score_is_not_kept(
+    client: Any, async_client: Any, postprocess: Postprocess
+) -> None:
+    """Where a retriever gave no score there is nothing to keep."""
+    reranker = SIENodePostprocessor(
+        client=client, async_client=async_client, keep_retrieval_score=True
+    )
+    nodes = [NodeWithScore(node=TextNode(text="paris"))]
+    [ranked] = await postprocess(reranker, nodes, QUERY)
+    assert ranked.metadata == {}
+
+
+async def test_nodes_without_text_come_last_unscored(
+    reranker: SIENodePostprocessor, client: Any, async_client: Any, postprocess: Postprocess
+) -> None:
+    """A blank node is not sent, even if it has metadata, and its old score does not stay."""
+    nodes = [
+        NodeWithScore(node=TextNode(id_="blank", text=" \n", metadata={"a": "paris"}), score=0.9),
+        NodeWithScore(node=TextNode(id_="text", text="berlin"), score=0.1),
+    ]
+    ranked = await postprocess(reranker, nodes, QUERY)
+    assert ids_and_scores(ranked) == [("text", 0.0), ("blank", None)]
+    assert client.texts + async_client.texts == [["berlin"]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"),
+    [
+        (MetadataMode.EMBED, "shown: a\n\ntext"),
+        (MetadataMode.NONE, "text"),
+        (MetadataMode.ALL, "shown: a\nhidden: b\n\ntext"),
+    ],
+)
+def test_the_text_scored_has_the_metadata_asked_for(
+    client: Any, mode: MetadataMode, text: str
+) -> None:
+    """By default what would be embedded is scored; metadata_mode changes that."""
+    node = TextNode(
+        text="text",
+        metadata={"shown": "a", "hidden": "b"},
+        excluded_embed_metadata_keys=["hidden"],
+    )
+    reranker = SIENodePostprocessor(client=client, metadata_mode=mode)
+    reranker.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    assert client.texts == [[text]]
+    assert SIENodePostprocessor().metadata_mode is MetadataMode.EMBED
+
+
+async def test_top_n_and_threshold_cut(
+    reranker: SIENodePostprocessor, nodes: list[NodeWithScore], postprocess: Postprocess
+) -> None:
+    """A node stays if it is among the first top_n and its score is at the threshold."""
+    reranker.top_n = 1
+    assert ids_and_scores(await postprocess(reranker, nodes, QUERY)) == [("three", 3.0)]
+    reranker.top_n, reranker.score_threshold = None, 2.0
+    ranked = await postprocess(reranker, nodes, QUERY)
+    assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
+
+
+def test_settings_reach_the_client(client: Any, nodes: list[NodeWithScore]) -> None:
+    """Options, instruction, score space and machine profile go with the call."""
+    reranker = SIENodePostprocessor(
+        client=client,
+        instruction="Find cities",
+        score_space="probability",
+        options={"profile": "fast"},
+        max_length=64,
+        batch_size=2,
+        gpu="l4",
+    )
+    reranker.postprocess_nodes(nodes, query_str=QUERY)
+    options = {"profile": "fast", "max_length": 64, "batch_size": 2, "score_space": "probability"}
+    assert client.arguments == [{"instruction": "Find cities", "options": options, "gpu": "l4"}]
+
+
+async def test_an_async_call_stays_on_the_event_loop(
+    reranker: SIENodePostprocessor, client: Any, async_client: Any, nodes: list[NodeWithScore]
+) -> None:
+    """The async client is awaited where the caller is, and the sync one is left alone."""
+    await reranker.apostprocess_nodes(nodes, query_str=QUERY)
+    assert async_client.threads == [threading.get_ident()]
+    assert client.threads == []
+
+
+async def test_a_missing_query_is_an_error(
+    reranker: SIENodePostprocessor, nodes: list[NodeWithScore]
+) -> None:
+    """Without a query there is nothing to rank by: a ValueError says what to pass."""
+    with pytest.raises(InvalidRequestError, match="pass query_bundle or query_str"):
+        reranker.postprocess_nodes(nodes)
+    with pytest.raises(InvalidRequestError, match="pass query_bundle or query_str"):
+        await reranker.apostprocess_nodes(nodes)
+
+
+async def test_both_event_systems_are_told(
+    reranker: SIENodePostprocessor,
+    nodes: list[NodeWithScore],
+    postprocess: Postprocess,
+    events: list[BaseEvent],
+) -> None:
+    """Start and end carry the query, the model, how many are wanted, and the nodes."""
+    callbacks = CallbackRecorder()
+    reranker.callback_manager = CallbackManager([callbacks])
+    ranked = await postprocess(reranker, nodes, QUERY)
+    [start] = [event for event in events if isinstance(event, ReRankStartEvent)]
+    [end] = [event for event in events if isinstance(event, ReRankEndEvent)]
+    assert (start.query, start.top_n, start.model_name) == (QUERY, 4, reranker.model)
+    assert start.nodes == nodes
+    assert end.nodes == ranked
+    payload = {
+        EventPayload.NODES: nodes,
+        EventPayload.MODEL_NAME: reranker.model,
+        EventPayload.QUERY_STR: QUERY,
+        EventPayload.TOP_K: 4,
+    }
+    assert callbacks.starts == [(CBEventType.RERANKING, payload)]
+    assert callbacks.ends == [(CBEventType.RERANKING, {EventPayload.NODES: ranked})]
+
+
+async def test_every_start_has_an_end(
+    *,
+    reranker: SIENodePostprocessor,
+    client: Any,
+    async_client: Any,
+    nodes: list[NodeWithScore],
+    postprocess: Postprocess,
+    events: list[BaseEvent],
+) -> None:
+    """With no nodes, and when the client fails, the end is sent all the same."""
+    kinds = [ReRankStartEvent, ReRankEndEvent]
+    assert await postprocess(reranker, [], QUERY) == []
+    assert [type(event) for event in events if type(event) in kinds] == kinds
+    events.clear()
+    callbacks = CallbackRecorder()
+    reranker.callback_manager = CallbackManager([callbacks])
+    client.error = async_client.error = error = InferenceError("out of order")
+    with pytest.raises(InferenceError):
+        await postprocess(reranker, nodes, QUERY)
+    assert [type(event) for event in events if type(event) in kinds] == kinds
+    assert callbacks.ends == [(CBEventType.RERANKING, {EventPayload.EXCEPTION: error})]
+
+
+async def test_both_ways_to_call_are_spans(
+    reranker: SIENodePostprocessor,
+    nodes: list[NodeWithScore],
+    spans: list[SimpleSpan],
+) -> None:
+    """A tracer sees the async call as it sees the sync one."""
+    reranker.postprocess_nodes(nodes, query_str=QUERY)
+    await reranker.apostprocess_nodes(nodes, query_str=QUERY)
+    names = [span.id_.split("-")[0] for span in spans]
+    assert names == [
+        "SIENodePostprocessor._postprocess_nodes",
+        "SIENodePostprocessor._apostprocess_nodes",
+    ]
+
+
+def test_the_existing_package_s_positional_arguments_are_accepted() -> None:
+    """They keep their order; timeout_s is timeout_seconds."""
+    reranker = SIENodePostprocessor(None, "model", 3, {"a": 1}, "l4", 2.5)
+    assert reranker.model == "model"
+    assert reranker.top_n == 3
+    assert reranker.options == {"a": 1}
+    assert reranker.gpu == "l4"
+    assert reranker.timeout_seconds == 2.5
+    assert SIENodePostprocessor(timeout_s=2.5, timeout_seconds=2.5).timeout_seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_n": 0}, "top_n must be at least 1, but got 0"),
+        ({"score_threshold": float("inf")}, "score_threshold must be a finite number"),
+        ({"timeout_s": 1, "timeout_seconds": 2}, "timeout_seconds=2 and timeout_s=1 contradict"),
+        ({"metadata_mode": "some"}, "metadata_mode"),
+        ({"score_space": "percent"}, "score_space"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
+    """A ValueError names the argument."""
+    with pytest.raises(ValueError, match=message):
+        SIENodePostprocessor(**arguments)
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    """A mistyped name is not swallowed."""
+    with pytest.raises(TypeError, match="top_m"):
+        SIENodePostprocessor(top_m=3)  # type: ignore[call-arg]
+
+
+NON_DEFAULTS: dict[str, Any] = {
+    "base_url": None,  # a server needs one that answers
+    "model": "other/model",
+    "top_n": 3,
+    "options": {"profile": "fast"},
+    "gpu": "l4",
+    "timeout_seconds": 2.5,
+    "score_threshold": 0.25,
+    "score_space": "raw",
+    "instruction": "Find cities",
+    "metadata_mode": MetadataMode.LLM,
+    "keep_retrieval_score": True,
+    "device": "cpu",
+    "dtype": "bfloat16",
+    "max_length": 64,
+    "batch_size": 2,
+    "revision": "v2",
+    "cache_dir": "/somewhere",
+}
+NOT_SERIALISED = {"self", "timeout_s", "client", "async_client", "token", "callback_manager"}
+
+
+def test_every_argument_survives_serialisation() -> None:
+    """to_dict and to_json carry all that describes the component; a new argument must join in."""
+    parameters = set(inspect.signature(SIENodePostprocessor.__init__).parameters)
+    assert set(NON_DEFAULTS) == parameters - NOT_SERIALISED
+    original = SIENodePostprocessor(**NON_DEFAULTS)
+    restored = [
+        SIENodePostprocessor.from_dict(original.to_dict()),
+        SIENodePostprocessor.from_json(original.to_json()),
+        pickle.loads(pickle.dumps(original)),  # noqa: S301
+        copy.deepcopy(original),
+    ]
+    for one in restored:
+        assert {name: getattr(one, name) for name in NON_DEFAULTS} == NON_DEFAULTS
+    assert original.to_dict()["class_name"] == "SIENodePostprocessor"
+
+
+def test_the_token_is_never_shown() -> None:
+    """Not in a repr, a serialised component, or the message about another argument."""
+    reranker = SIENodePostprocessor(token=HF)
+    assert HF not in repr(reranker)
+    assert HF not in str(reranker)
+    assert HF not in reranker.to_json()
+    assert "token" not in reranker.to_dict()
+    with pytest.raises(ValueError, match="metadata_mode") as caught:
+        SIENodePostprocessor(token=HF, metadata_mode="some")  # type: ignore[arg-type]
+    assert HF not in str(caught.value)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])  # noqa: S301
+def test_copies_work_like_the_original(
+    client: Any,
+    nodes: list[NodeWithScore],
+    duplicate: Callable[[SIENodePostprocessor], SIENodePostprocessor],
+) -> None:
+    """Deepcopy and pickle keep the client, the token and every setting."""
+    original = SIENodePostprocessor(client=client, top_n=2, token=HF)
+    duplicated = duplicate(original)
+    ranked = duplicated.postprocess_nodes(nodes, query_str=QUERY)
+    assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
+    assert duplicated.token == original.token
+
+
+def test_a_changed_copy_has_its_own_backend(client: Any, nodes: list[NodeWithScore]) -> None:
+    """model_copy(update=...) takes effect, where an assignment is refused."""
+    original = SIENodePostprocessor(client=client)
+    changed = original.model_copy(update={"options": {"profile": "fast"}})
+    changed.postprocess_nodes(nodes, query_str=QUERY)
+    original.postprocess_nodes(nodes, query_str=QUERY)
+    assert client.arguments == [{"options": {"profile": "fast"}}, {}]
+    with pytest.raises(ValueError, match="frozen"):
+        original.model = "other"
+
+
+async def test_lifecycle_calls_may_be_repeated(
+    reranker: SIENodePostprocessor, nodes: list[NodeWithScore]
+) -> None:
+    """Closing twice is fine, and a call after it works."""
+    reranker.warm_up()
+    reranker.close()
+    reranker.close()
+    await reranker.awarm_up()
+    await reranker.aclose()
+    await reranker.aclose()
+    assert len(reranker.postprocess_nodes(nodes, query_str=QUERY)) == 4
+
+
+class Listed(BaseRetriever):
+    """A retriever that finds the same nodes whatever the query."""
+
+    def __init__(self, nodes: list[NodeWithScore]) -> None:
+        self._nodes = nodes
+        super().__init__()
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        del query_bundle
+        return self._nodes
+
+
+async def test_it_postprocesses_inside_a_query_engine(
+    reranker: SIENodePostprocessor, nodes: list[NodeWithScore]
+) -> None:
+    """A query engine's answer is made from the reranked nodes, sync and async."""
+    engine = RetrieverQueryEngine(
+        Listed(nodes),
+        response_synthesizer=NoText(llm=MockLLM()),
+        node_postprocessors=[reranker],
+    )
+    expected = ["three", "two", "one", "none"]
+    for response in (engine.query(QUERY), await engine.aquery(QUERY)):
+        assert [node.node_id for node in response.source_nodes] == expected
+
+
+def test_importing_it_imports_no_torch() -> None:
+    """A process that only imports the package does not pay for torch or transformers."""
+    program = "import json, sys, sie_llamaindex; print(json.dumps(sorted(sys.modules)))"
+    output = subprocess.run(  # noqa: S603 - our own interpreter and program
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    modules = json.loads(output)
+    assert "sie_llamaindex.reranker" in modules
+    assert not {"torch", "transformers"} & set(modules)

@@ -24,12 +24,24 @@ def modules_after(statement: str) -> set[str]:
         "from sie_core import Reranker; Reranker()",
         "import sie_langchain; sie_langchain.SIEReranker()",
         "import sie_llamaindex; sie_llamaindex.SIENodePostprocessor()",
-        "import sie_haystack; sie_haystack.SIERanker()",
+        "import sie_haystack",
     ],
 )
 def test_importing_and_constructing_needs_no_torch(statement: str) -> None:
     """Torch and transformers are imported at the first use of a model, not before."""
     assert not {"torch", "transformers"} & modules_after(statement)
+
+
+def test_the_haystack_component_leaves_torch_to_haystack() -> None:
+    """`import haystack` itself imports torch where it is installed; ours adds no engine to that."""
+    code = """
+import sys
+from sie_haystack import SIERanker
+SIERanker()
+print("sie_core.local" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_importing_the_core_pulls_in_nothing_heavy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 EXIT_USAGE = 2
@@ -19,6 +20,8 @@ def main() -> None:
             "run: pip install 'sie-core[cli]'\n"
         )
         sys.exit(EXIT_USAGE)
+    # What the library logs as a warning, the command says itself, once and in its own words.
+    logging.getLogger("sie_core").addHandler(logging.NullHandler())
     program(prog_name="sie")
 
 

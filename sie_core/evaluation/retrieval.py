@@ -20,7 +20,9 @@ def bm25_order(query: str, passages: Sequence[str]) -> list[int]:
     Returns:
         Indices into `passages`, best first; equal scores keep the order given.
     """
-    tokenized = bm25s.tokenize([query, *passages], stopwords="en", return_ids=False, show_progress=False)
+    tokenized = bm25s.tokenize(
+        [query, *passages], stopwords="en", return_ids=False, show_progress=False
+    )
     query_tokens, passage_tokens = tokenized[0], tokenized[1:]
     if not query_tokens or not any(passage_tokens):  # bm25s cannot index or ask for nothing
         return list(range(len(passages)))

@@ -1,0 +1,292 @@
+"""Every backend and every component behind one face, so that a behaviour is written once.
+
+`Client` is anything with `score`; `Subject` is anything that reranks documents. A new backend or
+component joins the suite by a class here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from sie_core import Item, LocalAsyncClient, LocalClient, Reranker
+
+Texts = Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class View:
+    """A document as every framework has it."""
+
+    id: str
+    text: str | None
+    score: float | None
+    metadata: dict[str, Any]
+
+
+class Client(Protocol):
+    """A backend: the calls of an SIE client."""
+
+    model: str
+
+    def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
+        """Score with the backend's tiny model."""
+
+
+class Subject(Protocol):
+    """A component, or the Reranker: documents in, documents out."""
+
+    has_none: bool
+
+    def make(self, model: str, **settings: Any) -> Any:
+        """Construct it with the core's names for settings (`top_k`, `score_threshold`, …)."""
+
+    def documents(self, texts: Texts) -> list[Any]:
+        """Make the framework's documents, with ids `doc-N` and metadata."""
+
+    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+        """Rerank, the framework's way."""
+
+    def view(self, document: Any) -> View:
+        """Read a document, before or after."""
+
+    def serialised(self, component: Any) -> str:
+        """Everything that the component shows of itself in a text, dump or dictionary."""
+
+
+def metadata(position: int) -> dict[str, Any]:
+    """Make the metadata of document `position`, with a nested value."""
+    return {"n": position, "nested": {"tags": ["a", str(position)]}}
+
+
+# --- backends ------------------------------------------------------------------------------------
+
+
+class Local:
+    """`LocalClient`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = str(folder)
+        self.client = LocalClient()
+
+    def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
+        return self.client.score(self.model, Item(text=query), items, **options)
+
+
+class LocalAsync(Local):
+    """`LocalAsyncClient`."""
+
+    def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
+        client = LocalAsyncClient(self.client)
+        return asyncio.run(client.score(self.model, Item(text=query), items, **options))
+
+
+_CLIENTS = {"LocalClient": Local, "LocalAsyncClient": LocalAsync}
+
+
+@pytest.fixture(params=_CLIENTS)
+def client(request: pytest.FixtureRequest, tiny_bert: Path) -> Client:
+    """Each backend in turn."""
+    return _CLIENTS[request.param](tiny_bert)
+
+
+# --- components ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Plain:
+    """A document for the bare Reranker."""
+
+    id: str
+    text: str | None
+    score: float | None
+    metadata: dict[str, Any]
+
+
+class BareReranker:
+    """`Reranker.rerank`."""
+
+    has_none = True
+
+    def make(self, model: str, **settings: Any) -> Reranker:
+        return Reranker(model, **settings)
+
+    def documents(self, texts: Texts) -> list[Any]:
+        return [Plain(f"doc-{i}", text, 0.5, metadata(i)) for i, text in enumerate(texts)]
+
+    def rerank(self, component: Reranker, query: str, documents: list[Any]) -> list[Any]:
+        ranking = component.rerank(query, [document.text for document in documents])
+        return self.chosen(documents, ranking)
+
+    def chosen(self, documents: list[Any], ranking: Any) -> list[Any]:
+        originals = [documents[entry.index] for entry in ranking]
+        return [
+            Plain(document.id, document.text, entry.score, document.metadata)
+            for document, entry in zip(originals, ranking, strict=True)
+        ]
+
+    def view(self, document: Plain) -> View:
+        return View(document.id, document.text, document.score, document.metadata)
+
+    def serialised(self, component: Reranker) -> str:
+        return repr(component) + str(component)
+
+
+class BareRerankerAsync(BareReranker):
+    """`Reranker.arerank`."""
+
+    def rerank(self, component: Reranker, query: str, documents: list[Any]) -> list[Any]:
+        texts = [document.text for document in documents]
+        return self.chosen(documents, asyncio.run(component.arerank(query, texts)))
+
+
+class LangChain:
+    """`SIEReranker.compress_documents`."""
+
+    has_none = False
+
+    def make(self, model: str, **settings: Any) -> Any:
+        from sie_langchain import SIEReranker
+
+        return SIEReranker(model=model, **settings)
+
+    def documents(self, texts: Texts) -> list[Any]:
+        from langchain_core.documents import Document
+
+        return [
+            Document(id=f"doc-{i}", page_content=text or "", metadata=metadata(i))
+            for i, text in enumerate(texts)
+        ]
+
+    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+        return list(component.compress_documents(documents, query))
+
+    def view(self, document: Any) -> View:
+        rest = {k: v for k, v in document.metadata.items() if k != "relevance_score"}
+        score = document.metadata.get("relevance_score")
+        return View(document.id, document.page_content, score, rest)
+
+    def serialised(self, component: Any) -> str:
+        return repr(component) + str(component.model_dump()) + component.model_dump_json()
+
+
+class LangChainAsync(LangChain):
+    """`SIEReranker.acompress_documents`."""
+
+    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+        return list(asyncio.run(component.acompress_documents(documents, query)))
+
+
+class LlamaIndex:
+    """`SIENodePostprocessor.postprocess_nodes`."""
+
+    has_none = False
+
+    def make(self, model: str, **settings: Any) -> Any:
+        from llama_index.core.schema import MetadataMode
+
+        from sie_llamaindex import SIENodePostprocessor
+
+        if "top_k" in settings:
+            settings["top_n"] = settings.pop("top_k")
+        return SIENodePostprocessor(model=model, metadata_mode=MetadataMode.NONE, **settings)
+
+    def documents(self, texts: Texts) -> list[Any]:
+        from llama_index.core.schema import NodeWithScore, TextNode
+
+        return [
+            NodeWithScore(
+                node=TextNode(id_=f"doc-{i}", text=text or "", metadata=metadata(i)), score=0.5
+            )
+            for i, text in enumerate(texts)
+        ]
+
+    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+        return list(component.postprocess_nodes(documents, query_str=query))
+
+    def view(self, document: Any) -> View:
+        node = document.node
+        return View(node.node_id, node.text, document.score, node.metadata)
+
+    def serialised(self, component: Any) -> str:
+        return repr(component) + str(component.to_dict()) + component.to_json()
+
+
+class LlamaIndexAsync(LlamaIndex):
+    """`SIENodePostprocessor.apostprocess_nodes`."""
+
+    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+        return list(asyncio.run(component.apostprocess_nodes(documents, query_str=query)))
+
+
+class Haystack:
+    """`SIERanker.run`."""
+
+    has_none = True
+
+    def make(self, model: str, **settings: Any) -> Any:
+        from haystack.utils import Secret
+
+        from sie_haystack import SIERanker
+
+        if "score_space" in settings:
+            settings["scale_score"] = settings.pop("score_space") == "probability"
+        if "token" in settings:
+            settings["token"] = Secret.from_token(settings["token"])
+        return SIERanker(model=model, **{"top_k": None} | settings)
+
+    def documents(self, texts: Texts) -> list[Any]:
+        from haystack import Document
+
+        return [
+            Document(id=f"doc-{i}", content=text, meta=metadata(i), score=0.5, embedding=[0.1, i])
+            for i, text in enumerate(texts)
+        ]
+
+    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+        return list(component.run(query=query, documents=documents)["documents"])
+
+    def view(self, document: Any) -> View:
+        return View(document.id, document.content, document.score, document.meta)
+
+    def serialised(self, component: Any) -> str:
+        try:
+            dumped = str(component.to_dict())
+        except ValueError as error:  # Haystack refuses to serialise a token given as a value
+            dumped = str(error)
+        return repr(component) + dumped
+
+
+class HaystackAsync(Haystack):
+    """`SIERanker.run_async`."""
+
+    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+        return list(
+            asyncio.run(component.run_async(query=query, documents=documents))["documents"]
+        )
+
+
+_SUBJECTS = {
+    kind.__name__: kind
+    for kind in (
+        BareReranker,
+        BareRerankerAsync,
+        LangChain,
+        LangChainAsync,
+        LlamaIndex,
+        LlamaIndexAsync,
+        Haystack,
+        HaystackAsync,
+    )
+}
+
+
+@pytest.fixture(params=_SUBJECTS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """Each component's sync and async face in turn."""
+    return _SUBJECTS[request.param]()

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import sie_core
+from sie_core.cli.fetch import fetch
 from sie_core.cli.models import models
 from sie_core.cli.rerank import DEBUG, rerank
 from sie_core.errors import InvalidRequestError, MissingDependencyError, SIEError
@@ -91,3 +92,4 @@ def describe(
 
 program.command()(rerank)
 program.command()(models)
+program.command()(fetch)

@@ -89,8 +89,8 @@ def read_documents(
         id_column: Where they hold an id to carry into the output.
 
     Raises:
-        DatasetError: The file is not UTF-8, or a line of it cannot be read.
-        InvalidRequestError: A column is not there, or cannot be told.
+        DatasetError: The file is not UTF-8, or a line of it is malformed.
+        InvalidRequestError: The file cannot be read; a column is not there, or cannot be told.
     """
     name = _name(path)
     file_format = file_format or guess_format(path)
@@ -127,8 +127,9 @@ def read_queries(path: Path, *, query_column: str = "query") -> list[str]:
     Blank lines are not queries.
 
     Raises:
-        DatasetError: The file cannot be read, holds no query, or a record's query is blank.
-        InvalidRequestError: The column is not there.
+        DatasetError: The file is not UTF-8, a line of it is malformed, it holds no query, or a
+            record's query is blank.
+        InvalidRequestError: The file cannot be read, or the column is not there.
     """
     name = _name(path)
     file_format = guess_format(path)
@@ -158,7 +159,11 @@ def _name(path: Path) -> str:
 
 def _read_utf8(path: Path) -> str:
     """Read the whole file; a byte order mark is dropped."""
-    content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+    try:
+        content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+    except OSError as exc:
+        msg = f"cannot read {_name(path)}: {exc.strerror}"
+        raise InvalidRequestError(msg) from exc
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

@@ -45,9 +45,6 @@ def rerank(
         Path,
         typer.Argument(
             metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
             help="The documents: plain lines, JSONL, CSV or TSV. '-' or nothing is standard input.",
             show_default=False,
         ),
@@ -58,9 +55,6 @@ def rerank(
     queries: Annotated[
         Path | None,
         typer.Option(
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
             help="A file of queries instead: one per line, or JSONL, CSV or TSV by its extension.",
         ),
     ] = None,

@@ -61,12 +61,12 @@ def evaluate(
         for query_id, order in rankings.items()
         for position, index in enumerate(order)
     ]
-    results = ir_measures.calc([_NDCG_AT_10, RR], judgements, run)
+    measures = [_NDCG_AT_10, RR]
     values: dict[str, dict[Any, float]] = {query_id: {} for query_id in rankings}
-    for metric in results.per_query:
+    for metric in ir_measures.iter_calc(measures, judgements, run):
         values[metric.query_id][metric.measure] = metric.value
     return Evaluation(
-        mean=_quality(results.aggregated),
+        mean=_quality(ir_measures.calc_aggregate(measures, judgements, run)),
         per_query={query_id: _quality(value) for query_id, value in values.items()},
     )
 

@@ -76,12 +76,13 @@ def test_nothing_is_printed_where_nobody_looks(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are Unix's")
 def test_a_terminal_sees_a_progress_bar(package_index: PackageIndex, destination: Path) -> None:
     """On a terminal the download shows what is fetched, and ends at 100 %."""
     wheel = package_index.add("demo==1.0", {"demo/data.txt": b"data" * 1000})
+    termios = pytest.importorskip("termios", reason="pseudo-terminals are Unix's")
     arguments = [wheel.requirement, wheel.sha256, str(wheel.size_bytes), str(destination)]
     terminal, stderr = os.openpty()
+    termios.tcsetwinsize(stderr, (24, 80))  # a new one has no columns to draw a bar in
     command = [sys.executable, "-c", FETCH, *arguments]
     subprocess.run(command, stderr=stderr, check=True)  # noqa: S603
     os.close(stderr)

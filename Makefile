@@ -1,0 +1,73 @@
+# The commands of this repository. Each builds .venv first, if it is missing or a pyproject.toml or
+# constraints.txt has changed since.
+#
+#   make demo          rerank real questions through all three frameworks
+#   make test          the tests, on the built and installed wheels
+#   make test-checkout the tests, on the checkout: quicker, while working on it
+#   make check         lint, types, import contracts
+#   make format        format the code
+#   make test-slow     the tests marked slow
+#   make bench         measurements
+#   make clean         remove what the above made
+#
+#   PYTHON=python3.12 make …        another interpreter for .venv
+#   SIE_CACHE_DIR=/path make …      another folder for model weights and data
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := packages/sie-langchain packages/sie-llamaindex packages/sie-haystack
+INPUTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PACKAGES))
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# $(call step,what it does,command): say it, do it, say how long it took.
+step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
+
+.PHONY: setup fetch demo test test-checkout test-slow check format bench clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): $(INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another with PYTHON=…"; exit 1; }
+	$(call step,Making $(VENV) with $$($(PYTHON) --version),$(PYTHON) -m venv $(VENV))
+	$(call step,Installing torch,$(PIP) install -q -c constraints.txt torch)
+	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cli$(,)evaluation$(,)dev]' $(addprefix -e ,$(PACKAGES)))
+	@touch $@
+
+# A comma cannot stand in the arguments of a make function.
+, := ,
+
+fetch: $(INSTALLED)
+	$(call step,Fetching model weights and questions if they are not there,$(BIN)/sie fetch --dataset hotpotqa)
+
+demo: fetch
+	@$(BIN)/python examples/demo.py
+
+test: fetch
+	$(call step,Building the wheels and testing what they install,$(BIN)/python tests/run_on_wheels.py -m 'not slow')
+
+test-checkout: fetch
+	$(call step,Testing the checkout,$(BIN)/python -m pytest -m 'not slow')
+
+
+test-slow: fetch
+	$(call step,Testing what takes long,$(BIN)/python -m pytest -m slow)
+
+check: $(INSTALLED)
+	$(call step,Formatting (ruff format),$(BIN)/ruff format --check -q .)
+	$(call step,Lint (ruff check),$(BIN)/ruff check -q .)
+	$(call step,Types (mypy --strict),$(BIN)/mypy)
+	$(call step,Import contracts (import-linter),$(BIN)/lint-imports)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+
+bench: fetch
+	@$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf $(VENV) .build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

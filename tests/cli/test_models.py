@@ -1,0 +1,35 @@
+"""`sie models`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from sie_core.models.catalog import CATALOG
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def test_the_table_names_every_model(run: Callable) -> None:
+    """With its licence, and when to choose it."""
+    finished = run("models")
+    assert finished.exit_code == 0
+    shown = " ".join(finished.stdout.split())
+    for spec in CATALOG:
+        assert spec.name in shown
+        assert spec.license in shown
+
+
+def test_json_has_every_field(run: Callable) -> None:
+    """For programs."""
+    specs = json.loads(run("models", "--json").stdout)
+    assert specs == json.loads(json.dumps([dataclasses.asdict(spec) for spec in CATALOG]))
+
+
+def test_the_version_is_the_librarys(run: Callable) -> None:
+    """`sie --version` needs no subcommand."""
+    import sie_core
+
+    assert run("--version").stdout == f"sie {sie_core.__version__}\n"

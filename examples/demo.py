@@ -127,6 +127,7 @@ def rerank_with_langchain(question: Question, order: Sequence[int]) -> list[str]
 
 def rerank_with_llamaindex(question: Question, order: Sequence[int]) -> list[str]:
     """Ask a query engine made of a retriever and a postprocessor."""
+    from llama_index.core import Settings
     from llama_index.core.llms import MockLLM
     from llama_index.core.query_engine import RetrieverQueryEngine
     from llama_index.core.response_synthesizers import ResponseMode
@@ -150,9 +151,9 @@ def rerank_with_llamaindex(question: Question, order: Sequence[int]) -> list[str
                 for p in paragraphs
             ]
 
+    Settings.llm = MockLLM()  # nothing is written here, but LlamaIndex wants a writer all the same
     engine = RetrieverQueryEngine.from_args(
         Bm25Retriever(),
-        llm=MockLLM(),
         response_mode=ResponseMode.NO_TEXT,
         node_postprocessors=[SIENodePostprocessor()],
     )

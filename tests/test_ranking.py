@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ def test_without_limits_the_order_is_a_permutation(scores: list[float | None]) -
 def test_order_is_stable(scores: list[float | None]) -> None:
     """Scores never rise down the order, equal ones keep retrieval order, unscored ones are last."""
     entries = rank(scores)
-    for above, below in zip(entries, entries[1:], strict=False):
+    for above, below in pairwise(entries):
         if above.score is None:
             assert below.score is None
         if above.score == below.score:
@@ -45,9 +46,7 @@ def test_top_k_is_a_prefix(scores: list[float | None], top_k: int) -> None:
 
 
 @given(scores_or_none, finite)
-def test_threshold_cuts_only_scores_below_it(
-    scores: list[float | None], threshold: float
-) -> None:
+def test_threshold_cuts_only_scores_below_it(scores: list[float | None], threshold: float) -> None:
     """What is scored below the threshold goes; what is on or above it, or unscored, stays."""
     kept = [entry.index for entry in rank(scores, score_threshold=threshold)]
     expected = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
+
 EXIT_USAGE = 2
 
 
@@ -20,6 +22,9 @@ def main() -> None:
             "run: pip install 'sie-core[cli]'\n"
         )
         sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.stderr.write(MESSAGE)
+        sys.exit(EXIT_INTERRUPTED)
     # What the library logs as a warning, the command says itself, once and in its own words.
     logging.getLogger("sie_core").addHandler(logging.NullHandler())
     program(prog_name="sie")

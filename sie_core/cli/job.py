@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sie_core.cli.interrupt import exiting_at_interrupt
 from sie_core.ranking import RankedEntry, rank
 
 if TYPE_CHECKING:
@@ -43,21 +44,31 @@ class RerankJob:
         self._score_threshold = score_threshold
         self.num_truncated = 0
 
+    def load(self, waiting: Waiting) -> None:
+        """Get the model ready, unless there is nothing to score."""
+        if not any(text and not text.isspace() for text in self._texts):
+            return
+        with waiting.loading(self._reranker.model):
+            with exiting_at_interrupt():
+                import sie_core.local  # noqa: F401 # for its torch
+            if not self._is_bounded:
+                self._reranker.warm_up()
+
     def run(self, queries: Sequence[str], results: Results, waiting: Waiting) -> None:
         """Write the ranking of every query as soon as it is there."""
-        # With a deadline a single call does everything, so that the deadline bounds everything.
-        is_bounded = self._reranker.timeout_seconds is not None
-        if not is_bounded and any(text and not text.isspace() for text in self._texts):
-            with waiting.loading(self._reranker.model):
-                self._reranker.warm_up()
-        chunk_size = max(len(self._texts), 1) if is_bounded else _CHUNK_SIZE
         with waiting:
             for query_index, query in enumerate(queries):
-                entries = self._rank(query, chunk_size, waiting)
+                entries = self._rank(query, waiting)
                 with waiting.making_room(for_terminal=results.is_terminal):
                     results.write(query_index, query, entries, self._documents)
 
-    def _rank(self, query: str, chunk_size: int, waiting: Waiting) -> tuple[RankedEntry, ...]:
+    @property
+    def _is_bounded(self) -> bool:
+        """Whether each query has a deadline: then one call scores all, so that it bounds all."""
+        return self._reranker.timeout_seconds is not None
+
+    def _rank(self, query: str, waiting: Waiting) -> tuple[RankedEntry, ...]:
+        chunk_size = max(len(self._texts), 1) if self._is_bounded else _CHUNK_SIZE
         scores: list[float | None] = [None] * len(self._texts)
         for start in range(0, len(self._texts), chunk_size):
             chunk = self._texts[start : start + chunk_size]

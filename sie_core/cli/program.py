@@ -17,13 +17,13 @@ from typer.core import TyperGroup
 
 import sie_core
 from sie_core.cli.fetch import fetch
+from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
 from sie_core.cli.models import models
 from sie_core.cli.rerank import DEBUG, rerank
 from sie_core.errors import InvalidRequestError, MissingDependencyError, SIEError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -45,7 +45,7 @@ class _Program(TyperGroup):
         except KeyboardInterrupt:
             # A second Ctrl-C ends the process at once, without a traceback.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            sys.stderr.write("interrupted\n")
+            sys.stderr.write(MESSAGE)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

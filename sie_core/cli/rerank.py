@@ -207,7 +207,7 @@ def rerank(
       sie rerank docs.csv -q "refunds" --text-column body --id-column key
     """
     check_score_threshold(threshold)
-    _check_sources(file, queries)
+    _check_places(file, queries, out)
     all_queries = _read_queries(query, queries, query_column)
     documents = read_documents(
         file, file_format=file_format, text_column=text_column, id_column=id_column
@@ -226,8 +226,10 @@ def rerank(
     )
     job = RerankJob(reranker, documents, top_k=top_k, score_threshold=threshold)
     waiting = Waiting(num_queries=len(all_queries), num_documents=len(documents))
-    with reranker, open_results(out, output_format, has_ids=id_column is not None) as results:
-        job.run(all_queries, results, waiting)
+    with reranker:
+        job.load(waiting)
+        with open_results(out, output_format, has_ids=id_column is not None) as results:
+            job.run(all_queries, results, waiting)
     _report_truncation(job.num_truncated)
 
 
@@ -243,7 +245,11 @@ def _read_queries(query: str | None, queries: Path | None, query_column: str) ->
     raise InvalidRequestError(msg)
 
 
-def _check_sources(file: Path, queries: Path | None) -> None:
+def _check_places(file: Path, queries: Path | None, out: Path | None) -> None:
+    """Find out before the model is loaded what would fail after it."""
+    if out is not None and not out.parent.is_dir():
+        msg = f"--out {out} cannot be written, because there is no folder {out.parent}"
+        raise InvalidRequestError(msg)
     if file != STDIN:
         return
     if queries == STDIN:

@@ -101,7 +101,7 @@ def load_hotpotqa(
     try:
         records = json.loads(path.read_bytes())
         if seed is not None:
-            random.Random(seed).shuffle(records)  # noqa: S311 # a sample, not a secret
+            random.Random(seed).shuffle(records)  # a sample, not a secret
         return [_to_question(record) for record in records[:num_questions]]
     except (OSError, ValueError, LookupError, TypeError) as exc:
         msg = (

@@ -12,12 +12,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from sie_core.errors import (
     DeadlineExceededError,
     DownloadError,
+    InvalidRequestError,
     MissingDependencyError,
     ModelError,
 )
@@ -107,8 +109,10 @@ def download(name: str, settings: SourceSettings, *, timeout_seconds: float | No
         DownloadError: The hub cannot be reached, has no such model, or denies access to it.
         UnsupportedModelError: The model has pickled weights only, and they are not allowed.
         ModelLoadError: The model has no weights.
+        InvalidRequestError: The token cannot be one.
         DeadlineExceededError: It was not done within `timeout_seconds`.
     """
+    settings = replace(settings, token=_clean_token(settings.token))
     started = time.monotonic()
     files = _list_files(name, settings, timeout_seconds)
     check_weights(files, where=f"{name} on {endpoint()}", allow_pickle=settings.allow_pickle)
@@ -133,6 +137,23 @@ def download(name: str, settings: SourceSettings, *, timeout_seconds: float | No
         raise _translate(exc, name, settings) from None
     check_folder(folder, allow_pickle=settings.allow_pickle)
     return folder
+
+
+def _clean_token(token: str | None) -> str | None:
+    """Return `token` without the line break that one read from a file ends with.
+
+    HTTP libraries quote a header that they cannot send, in errors and debug logs.
+    """
+    if token is None or not token.strip():
+        return None
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        msg = (
+            "the hub token holds a blank, a line break or a letter beyond ASCII, so it cannot be "
+            "one; check where it is read from"
+        )
+        raise InvalidRequestError(msg)
+    return token
 
 
 def _list_files(name: str, settings: SourceSettings, timeout_seconds: float | None) -> list[str]:
@@ -248,6 +269,6 @@ def _describe(exc: Exception, settings: SourceSettings) -> str:
     text = f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
     for token in (settings.token, get_token()):
         if token:
-            text = text.replace(token.strip(), "***")
+            text = text.replace(token, "***")
     text = re.sub(r"hf_\w+", "***", text)
     return re.sub(r"//[^/\s@]+@", "//***@", text)

@@ -108,7 +108,7 @@ def sie(command: list[str], environment: dict[str, str]) -> Callable[..., Any]:
     """Run `sie` as a process of its own, to its end."""
 
     def start(*arguments: object, input: str = "") -> subprocess.CompletedProcess[str]:  # noqa: A002
-        return subprocess.run(  # noqa: S603 - our own interpreter and module
+        return subprocess.run(
             [*command, *map(str, arguments)],
             check=False,
             capture_output=True,

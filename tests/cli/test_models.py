@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 from sie_core.models.catalog import CATALOG
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Run = Callable[..., Any]
 
 
-def test_the_table_names_every_model(run: Callable) -> None:
+def test_the_table_names_every_model(run: Run) -> None:
     """With its licence, and when to choose it."""
     finished = run("models")
     assert finished.exit_code == 0
@@ -22,13 +22,13 @@ def test_the_table_names_every_model(run: Callable) -> None:
         assert spec.license in shown
 
 
-def test_json_has_every_field(run: Callable) -> None:
+def test_json_has_every_field(run: Run) -> None:
     """For programs."""
     specs = json.loads(run("models", "--json").stdout)
     assert specs == json.loads(json.dumps([dataclasses.asdict(spec) for spec in CATALOG]))
 
 
-def test_the_version_is_the_librarys(run: Callable) -> None:
+def test_the_version_is_the_librarys(run: Run) -> None:
     """`sie --version` needs no subcommand."""
     import sie_core
 

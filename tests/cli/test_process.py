@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ import sie_core
 QUERY = "how many people live in berlin"
 DOCUMENTS = ["berlin museum", "berlin population", "yellow banana"]
 DEADLINE_SECONDS = 120
+RUN_MAIN = "from sie_core.cli.__main__ import main; main()"
 
 
 @pytest.fixture
@@ -108,10 +109,10 @@ def test_help_and_the_catalogue_import_no_torch(
             main()
         except SystemExit as exit:
             assert exit.code == 0, exit.code
-        heavy = {"torch", "transformers", "tokenizers", "huggingface_hub", "pandas"} & set(sys.modules)
+        heavy = {"torch", "transformers", "tokenizers", "huggingface_hub"} & set(sys.modules)
         assert not heavy, heavy
     """)
-    finished = subprocess.run(  # noqa: S603 - our own interpreter and script
+    finished = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         check=False,
         capture_output=True,
@@ -127,8 +128,8 @@ def test_without_the_extra_the_command_says_what_to_install(
     environment: dict[str, str], missing: str
 ) -> None:
     """Exit code 2 and one line."""
-    script = f"import sys; sys.modules[{missing!r}] = None\nfrom sie_core.cli.__main__ import main; main()"
-    finished = subprocess.run(  # noqa: S603 - our own interpreter and script
+    script = f"import sys; sys.modules[{missing!r}] = None\n{RUN_MAIN}"
+    finished = subprocess.run(
         [sys.executable, "-c", script], check=False, capture_output=True, text=True, env=environment
     )
     assert finished.returncode == 2
@@ -140,8 +141,10 @@ def test_without_torch_the_command_says_what_to_install(
     environment: dict[str, str], lines: Path
 ) -> None:
     """The missing extra is a usage error too."""
-    script = "import sys; sys.modules['torch'] = None\nfrom sie_core.cli.__main__ import main; main()"
-    finished = subprocess.run(  # noqa: S603 - our own interpreter and script
+    script = (
+        "import sys; sys.modules['torch'] = None\nfrom sie_core.cli.__main__ import main; main()"
+    )
+    finished = subprocess.run(
         [sys.executable, "-c", script, "rerank", str(lines), "-q", "x"],
         check=False,
         capture_output=True,
@@ -171,7 +174,7 @@ def test_ctrl_c_ends_the_work_without_a_trace(
     assert errors == b"interrupted\n"
 
 
-def test_ctrl_c_leaves_no_file(  # noqa: PLR0917 - fixtures
+def test_ctrl_c_leaves_no_file(
     command: list[str],
     environment: dict[str, str],
     tiny_bert: Path,
@@ -244,7 +247,7 @@ def started(
     stdout: int = subprocess.PIPE,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process that does not outlive the block."""
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+    process = subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment
     )
     try:
@@ -262,10 +265,8 @@ def terminal() -> Iterator[tuple[IO[bytes], int]]:
         try:
             yield screen, far_end
         finally:
-            try:
+            with suppress(OSError):  # the test may have closed it
                 os.close(far_end)
-            except OSError:
-                pass
 
 
 def read_until(screen: IO[bytes], expected: bytes) -> bytes:

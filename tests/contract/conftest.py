@@ -266,9 +266,7 @@ class HaystackAsync(Haystack):
     """`SIERanker.run_async`."""
 
     def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
-        return list(
-            asyncio.run(component.run_async(query=query, documents=documents))["documents"]
-        )
+        return list(asyncio.run(component.run_async(query=query, documents=documents))["documents"])
 
 
 _SUBJECTS = {

@@ -76,9 +76,7 @@ def test_6_an_empty_document_is_scored_as_a_pair(client: Any) -> None:
 
 def test_7_solo_batched_and_shared_scoring_agree(client: Any) -> None:
     """An item's score is the same alone, in a batch, and with 8 threads at work."""
-    expected = {
-        item["id"]: by_id(client.score(QUERY, [item]))[item["id"]] for item in items(TEXTS)
-    }
+    expected = {item["id"]: by_id(client.score(QUERY, [item]))[item["id"]] for item in items(TEXTS)}
     results: list[dict[str, float]] = []
     threads = [
         threading.Thread(target=lambda: results.append(by_id(client.score(QUERY, items(TEXTS)))))
@@ -107,9 +105,9 @@ def test_9_a_deadline_bounds_the_call(client: Any) -> None:
 
 
 def test_12_copies_give_the_same_scores(client: Any) -> None:
-    """deepcopy and pickle make clients that work."""
+    """Deepcopy and pickle make clients that work."""
     expected = by_id(client.score(QUERY, items(TEXTS)))
-    for twin in (copy.deepcopy(client), pickle.loads(pickle.dumps(client))):  # noqa: S301
+    for twin in (copy.deepcopy(client), pickle.loads(pickle.dumps(client))):
         assert by_id(twin.score(QUERY, items(TEXTS))) == pytest.approx(expected, abs=1e-4)
 
 

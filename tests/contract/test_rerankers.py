@@ -71,9 +71,7 @@ class _Faulty:
     def __init__(self, fault: str) -> None:
         self.fault = fault
 
-    def score(
-        self, model: str, query: Item, items: list[Item], **_: Any
-    ) -> Mapping[str, Any]:
+    def score(self, model: str, _query: Item, items: list[Item], **_: Any) -> Mapping[str, Any]:
         scores = [
             {"item_id": item["id"], "score": -float(i), "rank": i} for i, item in enumerate(items)
         ]
@@ -140,7 +138,7 @@ def test_4_blank_documents_come_last_unscored(subject: Any, model: str) -> None:
     assert all(view.score is not None for view in views[:2])
 
 
-def test_4_only_blank_documents_keep_their_order(subject: Any, model: str) -> None:
+def test_4_only_blank_documents_keep_their_order(subject: Any) -> None:
     """With nothing to score, retrieval order stays and no model is needed."""
     views = rerank(subject, "/no/such/model", ["", " ", ""])
     assert ids(views) == ["doc-0", "doc-1", "doc-2"]
@@ -196,7 +194,12 @@ def test_7_components_shared_by_threads_give_solo_scores(subject: Any, model: st
     component = subject.make(model)
     slices = [TEXTS[i % 3 : i % 3 + 3] for i in range(8)]
     solo = [
-        [view.score for view in map(subject.view, subject.rerank(component, QUERY, subject.documents(texts)))]
+        [
+            view.score
+            for view in map(
+                subject.view, subject.rerank(component, QUERY, subject.documents(texts))
+            )
+        ]
         for texts in slices
     ]
     shared: dict[int, list[Any]] = {}
@@ -220,9 +223,8 @@ def test_7_every_component_gives_the_same_order(subject: Any, model: str) -> Non
     assert ids(rerank(subject, model, TEXTS)) == [f"doc-{i}" for i in expected]
 
 
-def test_9_a_deadline_bounds_loading_and_scoring(
-    subject: Any, model: str, released: None
-) -> None:
+@pytest.mark.usefixtures("released")
+def test_9_a_deadline_bounds_loading_and_scoring(subject: Any, model: str) -> None:
     """A time that cannot suffice is a DeadlineExceededError, in every component."""
     with pytest.raises(DeadlineExceededError, match="timeout of 1e-05 s passed"):
         rerank(subject, model, TEXTS, timeout_seconds=1e-5)
@@ -267,10 +269,10 @@ def test_11_a_token_is_shown_nowhere(subject: Any, model: str) -> None:
 
 
 def test_12_copies_rerank_alike(subject: Any, model: str) -> None:
-    """deepcopy and pickle of a component, used or fresh, give the same ranking."""
+    """Deepcopy and pickle of a component, used or fresh, give the same ranking."""
     component = subject.make(model, top_k=3)
     for _ in range(2):
-        for twin in (copy.deepcopy(component), pickle.loads(pickle.dumps(component))):  # noqa: S301
+        for twin in (copy.deepcopy(component), pickle.loads(pickle.dumps(component))):
             views = map(subject.view, subject.rerank(twin, QUERY, subject.documents(TEXTS)))
             assert ids(list(views)) == ids(rerank(subject, model, TEXTS))[:3]
         subject.rerank(component, QUERY, subject.documents(TEXTS))
@@ -279,8 +281,12 @@ def test_12_copies_rerank_alike(subject: Any, model: str) -> None:
 def test_12_a_closed_component_opens_again_on_use(subject: Any, model: str) -> None:
     """`close` may come twice, and the next call loads again."""
     component = subject.make(model)
-    first = ids([subject.view(d) for d in subject.rerank(component, QUERY, subject.documents(TEXTS))])
+    first = ids(
+        [subject.view(d) for d in subject.rerank(component, QUERY, subject.documents(TEXTS))]
+    )
     component.close()
     component.close()
-    again = ids([subject.view(d) for d in subject.rerank(component, QUERY, subject.documents(TEXTS))])
+    again = ids(
+        [subject.view(d) for d in subject.rerank(component, QUERY, subject.documents(TEXTS))]
+    )
     assert again == first

@@ -27,7 +27,7 @@ def test_an_example_prints_what_it_says(example: Path) -> None:
     _, found, comment = source.partition(HEADING)
     assert found, f"{example.name} must end in a comment that begins with {HEADING!r}"
     expected = [line.removeprefix("#").removeprefix(" ") for line in comment.splitlines()]
-    finished = subprocess.run(  # noqa: S603 - our own interpreter and script
+    finished = subprocess.run(
         [sys.executable, str(example)], check=False, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr

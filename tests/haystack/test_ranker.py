@@ -374,7 +374,7 @@ async def test_lifecycle_calls_may_be_repeated(
     assert len(ranker.run(QUERY, documents)["documents"]) == 4
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])  # noqa: S301
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_copies_work_like_the_original(
     client: Any, documents: list[Document], duplicate: Callable[[SIERanker], SIERanker]
 ) -> None:
@@ -406,7 +406,7 @@ def test_the_package_re_exports_the_component() -> None:
 
 def run_python(program: str) -> Any:
     """Run a program in a process of its own and read the JSON it prints."""
-    output = subprocess.run(  # noqa: S603 - our own interpreter and program
+    output = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout
     return json.loads(output)

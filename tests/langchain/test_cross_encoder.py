@@ -58,5 +58,5 @@ def test_it_serves_the_cross_encoder_reranker(client: Any) -> None:
 def test_it_can_be_copied_and_pickled(client: Any) -> None:
     """A copy scores as the original does."""
     encoder = SIECrossEncoder(client=client)
-    for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):  # noqa: S301
+    for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert copied.score([("paris", "paris")]) == [1.0]

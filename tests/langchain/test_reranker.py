@@ -274,7 +274,7 @@ def test_the_token_is_never_shown() -> None:
     assert HF not in str(caught.value)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])  # noqa: S301
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_copies_work_like_the_original(
     client: Any, documents: list[Document], duplicate: Callable[[SIEReranker], SIEReranker]
 ) -> None:
@@ -403,7 +403,7 @@ def test_a_runnable_says_what_it_takes(reranker: SIEReranker, inputs: Any) -> No
 def test_importing_it_imports_no_torch() -> None:
     """A process that only imports the package does not pay for torch or transformers."""
     program = "import json, sys, sie_langchain; print(json.dumps(sorted(sys.modules)))"
-    output = subprocess.run(  # noqa: S603 - our own interpreter and program
+    output = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout
     modules = json.loads(output)

@@ -424,7 +424,7 @@ def test_every_argument_survives_serialisation() -> None:
     restored = [
         SIENodePostprocessor.from_dict(original.to_dict()),
         SIENodePostprocessor.from_json(original.to_json()),
-        pickle.loads(pickle.dumps(original)),  # noqa: S301
+        pickle.loads(pickle.dumps(original)),
         copy.deepcopy(original),
     ]
     for one in restored:
@@ -444,7 +444,7 @@ def test_the_token_is_never_shown() -> None:
     assert HF not in str(caught.value)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])  # noqa: S301
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_copies_work_like_the_original(
     client: Any,
     nodes: list[NodeWithScore],
@@ -511,7 +511,7 @@ async def test_it_postprocesses_inside_a_query_engine(
 def test_importing_it_imports_no_torch() -> None:
     """A process that only imports the package does not pay for torch or transformers."""
     program = "import json, sys, sie_llamaindex; print(json.dumps(sorted(sys.modules)))"
-    output = subprocess.run(  # noqa: S603 - our own interpreter and program
+    output = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout
     modules = json.loads(output)

@@ -68,9 +68,7 @@ def test_scores_equal_transformers_own_forward(
 ) -> None:
     """Raw scores of mixed lengths, truncated and empty texts among them, agree within 1e-5."""
     folder = request.getfixturevalue(checkpoint)
-    result = LocalClient().score(
-        str(folder), QUERY, items(TEXTS), options={"score_space": "raw"}
-    )
+    result = LocalClient().score(str(folder), QUERY, items(TEXTS), options={"score_space": "raw"})
     expected = reference_logits(folder, QUERY["text"], TEXTS)[:, 0]
     got = torch.tensor([by_id(result)[f"d{i}"] for i in range(len(TEXTS))])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
@@ -124,7 +122,10 @@ def test_the_configurations_activation_decides_the_score_space(
 @pytest.mark.parametrize(
     ("files", "space"),
     [
-        ({"config_sentence_transformers.json": '{"activation_fn": "torch.nn.Sigmoid"}'}, "probability"),
+        (
+            {"config_sentence_transformers.json": '{"activation_fn": "torch.nn.Sigmoid"}'},
+            "probability",
+        ),
         ({"config_sentence_transformers.json": "{}"}, "raw"),
     ],
 )
@@ -213,7 +214,8 @@ def test_bad_arguments_are_named(
         LocalClient().score(**call)
 
 
-def test_a_short_deadline_ends_the_wait_for_loading(tiny_bert: Path, released: None) -> None:
+@pytest.mark.usefixtures("released")
+def test_a_short_deadline_ends_the_wait_for_loading(tiny_bert: Path) -> None:
     """A model that is not there in time is a DeadlineExceededError; later calls find it loaded."""
     client = LocalClient(timeout_seconds=1e-4)
     with pytest.raises(DeadlineExceededError, match=r"timeout of 0.0001 s passed while loading"):
@@ -274,7 +276,7 @@ def test_scores_that_overflow_are_an_error_not_an_order(tiny_bert: Path, tmp_pat
     tensors = load_file(folder / "model.safetensors")
     tensors["classifier.bias"][:] = math.nan
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InferenceError, match="no finite score for 2 of 2 texts.*float32"):
+    with pytest.raises(InferenceError, match=r"no finite score for 2 of 2 texts.*float32"):
         LocalClient().score(str(folder), QUERY, items(["a", "b"]))
 
 
@@ -287,7 +289,8 @@ def test_half_precision_keeps_close_and_makes_no_ties(tiny_bert: Path) -> None:
     assert max(abs(exact[i] - half[i]) for i in exact) < 0.25
 
 
-def test_clients_share_one_loaded_model(tiny_bert: Path, released: None) -> None:
+@pytest.mark.usefixtures("released")
+def test_clients_share_one_loaded_model(tiny_bert: Path) -> None:
     """Two clients, sync and async, and two spellings of a folder make one loaded model."""
     first, second = LocalClient(), LocalClient()
     first.score(str(tiny_bert), QUERY, items(["a"]))
@@ -300,7 +303,8 @@ def test_clients_share_one_loaded_model(tiny_bert: Path, released: None) -> None
     assert REGISTRY.loaded() == []
 
 
-def test_release_unloads_and_the_next_call_loads_again(tiny_bert: Path, released: None) -> None:
+@pytest.mark.usefixtures("released")
+def test_release_unloads_and_the_next_call_loads_again(tiny_bert: Path) -> None:
     """`release` by name frees the model and its thread for everyone; nobody is broken by it."""
     client = LocalClient()
     before = by_id(client.score(str(tiny_bert), QUERY, items(TEXTS)))
@@ -319,18 +323,19 @@ def test_a_closed_client_says_so(tiny_bert: Path) -> None:
 
 
 def test_copies_work_and_carry_no_weights(tiny_bert: Path) -> None:
-    """deepcopy and pickle keep settings; each copy loads or shares its model on use."""
+    """Deepcopy and pickle keep settings; each copy loads or shares its model on use."""
     client = LocalClient(dtype="float32", timeout_seconds=60, token="hf_secret")  # noqa: S106
     expected = by_id(client.score(str(tiny_bert), QUERY, items(TEXTS)))
     frozen = pickle.dumps(client)
     assert len(frozen) < 2000
-    for twin in (copy.deepcopy(client), pickle.loads(frozen)):  # noqa: S301
+    for twin in (copy.deepcopy(client), pickle.loads(frozen)):
         assert twin.timeout_seconds == 60
         assert by_id(twin.score(str(tiny_bert), QUERY, items(TEXTS))) == expected
     assert "hf_secret" not in repr(client)
 
 
-async def test_a_cancelled_task_does_not_disturb_others(tiny_bert: Path, released: None) -> None:
+@pytest.mark.usefixtures("released")
+async def test_a_cancelled_task_does_not_disturb_others(tiny_bert: Path) -> None:
     """Cancelling one waiter while the model loads leaves the others their answer."""
     client = LocalAsyncClient()
     tasks = [
@@ -343,7 +348,8 @@ async def test_a_cancelled_task_does_not_disturb_others(tiny_bert: Path, release
     assert all(isinstance(result, dict) for result in results[1:])
 
 
-async def test_async_deadline(tiny_bert: Path, released: None) -> None:
+@pytest.mark.usefixtures("released")
+async def test_async_deadline(tiny_bert: Path) -> None:
     """The deadline bounds a coroutine's wait as it does a thread's."""
     client = LocalAsyncClient(LocalClient(timeout_seconds=1e-4))
     with pytest.raises(DeadlineExceededError, match="passed while"):
@@ -372,7 +378,19 @@ def test_one_async_client_works_in_several_event_loops(tiny_bert: Path) -> None:
 def test_32_threads_get_their_own_scores(tiny_bert: Path, tiny_xlmr: Path) -> None:
     """2,000 calls of random sizes, lengths and maxima from 32 threads equal their solo scores."""
     generator = random.Random(5)
-    words = "berlin museum population the python 😀 naïve city tower language of".split()
+    words = [
+        "berlin",
+        "museum",
+        "population",
+        "the",
+        "python",
+        "😀",
+        "naïve",
+        "city",
+        "tower",
+        "language",
+        "of",
+    ]
 
     def text(longest: int) -> str:
         return " ".join(generator.choices(words, k=generator.randrange(longest)))

@@ -42,7 +42,7 @@ def test_an_unknown_device_is_named(name: str) -> None:
 
 def test_an_unknown_dtype_is_named() -> None:
     """The error lists the formats there are."""
-    with pytest.raises(InvalidRequestError, match="float32, float16, bfloat16.*got 'fp8'"):
+    with pytest.raises(InvalidRequestError, match=r"float32, float16, bfloat16.*got 'fp8'"):
         choose_dtype("fp8", torch.device("cpu"))
 
 

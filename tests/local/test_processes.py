@@ -34,7 +34,8 @@ import os, sys
 from sie_core.local import LocalClient
 client, model = LocalClient(), sys.argv[1]
 def score():
-    reply = client.score(model, {"text": "what is python"}, [{"text": "a city"}, {"text": "b " * 60}])
+    documents = [{"text": "a city"}, {"text": "b " * 60}]
+    reply = client.score(model, {"text": "what is python"}, documents)
     return [round(entry["score"], 4) for entry in reply["scores"]]
 expected = score()
 for _ in range(2):

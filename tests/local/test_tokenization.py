@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from sie_core.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from sie_core.local.tokenization import PairTokenizer, truncate_longest_first
 
-_WORDS = ["berlin", "population", "the", "naïve", "日本語", "😀🚀", "don't", "A.B.C.", "xyzzy", "\n"]
+_WORDS = [
+    "berlin",
+    "population",
+    "the",
+    "naïve",
+    "日本語",
+    "😀🚀",
+    "don't",
+    "A.B.C.",
+    "xyzzy",
+    "\n",
+]
 
 
 def random_text(generator: random.Random, longest: int) -> str:

@@ -66,7 +66,9 @@ def only_this_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def package_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_this_index: None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    only_this_index: None,  # noqa: ARG001 # for what it does
 ) -> PackageIndex:
     """The only place that pip may download from during the test."""
     folder = tmp_path / "index"
@@ -101,14 +103,18 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(hub, "_unreachable", {})
     return cache
 
 
 @pytest.fixture
-def unreachable_hub(online: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+def unreachable_hub(
+    online: Path,  # noqa: ARG001 # for what it does
+    unused_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
     """The address of a hub that refuses connections."""
     address = f"http://127.0.0.1:{unused_port}"
     monkeypatch.setenv("HF_ENDPOINT", address)

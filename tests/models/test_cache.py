@@ -45,9 +45,7 @@ def folder(tmp_path: Path) -> Path:
 def start_builder(folder: Path, builds: Path) -> subprocess.Popen[str]:
     """Start a process that builds `folder`, and appends a line to `builds` when it begins."""
     command = [sys.executable, "-c", BUILDER, str(folder), str(builds)]
-    return subprocess.Popen(  # noqa: S603
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def read_line(process: subprocess.Popen[str]) -> str:

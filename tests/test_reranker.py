@@ -1,0 +1,198 @@
+"""`Reranker` itself: arguments, clients given, overrides, and what a call passes on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sie_core import Item, LocalAsyncClient, LocalClient, Reranker
+from sie_core.errors import InvalidRequestError
+
+
+class Recorder:
+    """A client that scores by length and keeps what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Item, list[Item], dict[str, Any]]] = []
+        self.threads: set[int] = set()
+
+    def score(
+        self, model: str, query: Item, items: Sequence[Item], **options: Any
+    ) -> Mapping[str, Any]:
+        self.calls.append((model, query, list(items), options))
+        self.threads.add(threading.get_ident())
+        scores = [
+            {"item_id": item["id"], "score": float(len(item["text"])), "rank": 0} for item in items
+        ]
+        return {"model": model, "query_id": None, "scores": scores[::-1]}
+
+
+def test_only_what_was_set_is_passed_to_the_client() -> None:
+    """A client with the plain protocol's signature, such as another library's, can be used."""
+    client = Recorder()
+    Reranker("m", client=client).rerank("q", ["a", "bb"])
+    assert client.calls == [
+        ("m", Item(text="q"), [Item(id="0", text="a"), Item(id="1", text="bb")], {})
+    ]
+
+
+def test_everything_that_was_set_is_passed_to_the_client() -> None:
+    """Instruction, options and gpu travel; our own options are merged into the caller's."""
+    client = Recorder()
+    reranker = Reranker(
+        "m",
+        client=client,
+        instruction="find",
+        options={"profile": "p"},
+        gpu="l4",
+        max_length=99,
+        batch_size=3,
+        score_space="raw",
+    )
+    reranker.rerank("q", ["a"])
+    assert client.calls[0][3] == {
+        "instruction": "find",
+        "gpu": "l4",
+        "options": {"profile": "p", "max_length": 99, "batch_size": 3, "score_space": "raw"},
+    }
+
+
+def test_arguments_of_the_call_win() -> None:
+    """top_k, threshold, instruction and score space can be given per call."""
+    client = Recorder()
+    reranker = Reranker("m", client=client, top_k=5, score_threshold=0, instruction="a")
+    ranking = reranker.rerank(
+        "q", ["a", "bb", "ccc"], top_k=1, score_threshold=2, instruction="b", score_space="raw"
+    )
+    assert [entry.index for entry in ranking] == [2]
+    assert client.calls[0][3] == {"instruction": "b", "options": {"score_space": "raw"}}
+    assert reranker.top_k == 5
+
+
+def test_a_sync_client_serves_async_calls_from_a_thread() -> None:
+    """With only `client` given, `arerank` does not block the loop's thread."""
+    client = Recorder()
+    ranking = asyncio.run(Reranker("m", client=client).arerank("q", ["a", "bb"]))
+    assert [entry.index for entry in ranking] == [1, 0]
+    assert threading.get_ident() not in client.threads
+
+
+def test_an_async_client_alone_refuses_sync_calls() -> None:
+    """The error says what to do."""
+
+    class AsyncRecorder:
+        async def score(self, *_: Any, **__: Any) -> Mapping[str, Any]:
+            return {"scores": [{"item_id": "0", "score": 1.0}]}
+
+    reranker = Reranker("m", async_client=AsyncRecorder())
+    assert len(asyncio.run(reranker.arerank("q", ["a"]))) == 1
+    with pytest.raises(InvalidRequestError, match="call arerank"):
+        reranker.rerank("q", ["a"])
+
+
+def test_given_local_clients_are_used_and_stay_open(tiny_bert: Path) -> None:
+    """A client that was given is the caller's: closing the reranker leaves it usable."""
+    client = LocalClient()
+    with Reranker(str(tiny_bert), client=client, async_client=LocalAsyncClient(client)) as reranker:
+        sync = reranker.rerank("berlin", ["museum", "paris"])
+        awaited = asyncio.run(reranker.arerank("berlin", ["museum", "paris"]))
+    assert [entry.index for entry in sync] == [entry.index for entry in awaited]
+    assert client.score(str(tiny_bert), Item(text="q"), [Item(text="d")])["scores"]
+
+
+@pytest.mark.usefixtures("released")
+async def test_async_context_and_warm_up(tiny_bert: Path) -> None:
+    """`awarm_up` loads the model before the first call; the context manager releases it."""
+    from sie_core.local.registry import REGISTRY
+
+    async with Reranker(str(tiny_bert)) as reranker:
+        await reranker.awarm_up()
+        assert len(REGISTRY.loaded()) == 1
+    assert REGISTRY.loaded() == []
+
+
+def test_usage_and_score_space_are_reported(tiny_bert: Path) -> None:
+    """A ranking says what its scores are, and what was consumed and cut."""
+    ranking = Reranker(str(tiny_bert), score_space="probability").rerank(
+        "berlin", ["museum", "river " * 300]
+    )
+    assert ranking.score_space == "probability"
+    assert ranking.usage["truncated_items"] == 1
+    assert ranking.status == "complete"
+    assert ranking.served_by == "local"
+    assert all(0 <= (entry.score or 0) <= 1 for entry in ranking)
+
+
+def test_probability_is_the_sigmoid_of_raw(tiny_bert: Path) -> None:
+    """The two score spaces give one order."""
+    documents = ["museum", "paris", "how tall is the tower"]
+    raw = Reranker(str(tiny_bert), score_space="raw").rerank("berlin", documents)
+    probability = Reranker(str(tiny_bert), score_space="probability").rerank("berlin", documents)
+    assert [e.index for e in raw] == [e.index for e in probability]
+    for r, p in zip(raw, probability, strict=True):
+        assert p.score == pytest.approx(1 / (1 + math.exp(-(r.score or 0))))
+
+
+@pytest.mark.parametrize("base_url", ["http://localhost:8080", None])
+def test_a_server_is_a_clear_not_yet(base_url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the argument nor SIE_BASE_URL is silently ignored."""
+    if base_url is None:
+        monkeypatch.setenv("SIE_BASE_URL", "http://localhost:8080")
+    with pytest.raises(InvalidRequestError, match=r"http://localhost:8080.*not supported yet"):
+        Reranker(base_url=base_url)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"top_k": 0}, "top_k must be at least 1, but got 0"),
+        ({"score_threshold": math.nan}, "score_threshold must be a finite number"),
+        ({"score_space": "logits"}, "score_space must be 'raw' or 'probability'"),
+        ({"model": 5}, "model must be a string, but got int: 5"),
+        ({"instruction": 5}, "instruction must be a string, but got int: 5"),
+        ({"client": Recorder(), "device": "cpu"}, "device cannot be combined with a client"),
+        ({"client": Recorder(), "base_url": "http://x"}, "base_url cannot be combined"),
+    ],
+)
+def test_bad_constructor_arguments_are_named(arguments: dict[str, Any], complaint: str) -> None:
+    """Each is an error when the object is made, not at the first query."""
+    with pytest.raises(InvalidRequestError, match=complaint):
+        Reranker(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "complaint"),
+    [
+        ("q", "one string", "documents must be a list of strings, but got str"),
+        ("q", [1], r"documents\[0\] must be a string or None, but got int"),
+        ("q", None, "documents must be a list of strings, but got NoneType"),
+        (None, ["a"], "query must be a string with text in it, but got None"),
+        (" ", ["a"], "query must be a string with text in it, but got ' '"),
+    ],
+)
+def test_bad_call_arguments_are_named(query: Any, documents: Any, complaint: str) -> None:
+    """Bad queries and documents are refused before a client is asked."""
+    client = Recorder()
+    with pytest.raises(InvalidRequestError, match=complaint):
+        Reranker("m", client=client).rerank(query, documents)
+    assert client.calls == []
+
+
+def test_no_documents_need_no_query_and_no_client() -> None:
+    """An empty list is answered at once."""
+    client = Recorder()
+    assert len(Reranker("m", client=client).rerank("", [])) == 0
+    assert client.calls == []
+
+
+def test_text_sent_is_the_text_given() -> None:
+    """White space around a document is not stripped; blank ones alone are kept back."""
+    client = Recorder()
+    Reranker("m", client=client).rerank("q", ["  a \n", " ", None])
+    assert client.calls[0][2] == [Item(id="0", text="  a \n")]

@@ -4,11 +4,14 @@ HotpotQA asks questions that need two Wikipedia paragraphs, and gives about ten 
 BM25 orders the candidates; a cross-encoder reranks them. First one question is followed through
 LangChain, LlamaIndex and Haystack, which must agree; then a hundred questions are measured.
 
-Paragraphs are compared by their text, without the title of their article.
+Both stages read a paragraph's text, without the title of its article, and the questions are the
+first in the file. The gain depends on both choices: in nDCG@10 it was 0.054 on these hundred, 0.033
+on the two hundred after them, and 0.026 and 0.020 with titles before the texts.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +51,8 @@ class DemoError(Exception):
 def main() -> None:
     """Fetch, rerank one question three times, measure a hundred."""
     start = time.perf_counter()
+    # The library warns of long texts where it meets the first one; `measure` counts them all.
+    logging.getLogger("sie_core").addHandler(logging.NullHandler())
     files = fetch()
     questions = load_hotpotqa(NUM_QUESTIONS)
     bm25 = {question.id: bm25_order(question.text, question.passages) for question in questions}
@@ -95,7 +100,11 @@ def compare_frameworks(question: Question, order: Sequence[int]) -> None:
         start = time.perf_counter()
         orders[name] = rerank(question, order)
         seconds = time.perf_counter() - start
-        console.print(before_and_after(question, order, orders[name], f"{name} ({seconds:.1f} s)"))
+        console.print(
+            before_and_after(
+                question, order, orders[name], f"{name} ({seconds:.1f} s, imports included)"
+            )
+        )
     if len({tuple(titles) for titles in orders.values()}) != 1:
         msg = f"the frameworks disagree about the order: {orders}"
         raise DemoError(msg)
@@ -208,16 +217,19 @@ def measure(reranker: Reranker, questions: Sequence[Question], bm25: dict[str, l
     console.print(f"\n{len(questions)} questions", style="bold")
     start = time.perf_counter()
     reranked = {}
+    num_truncated = 0
     for question in with_progress(questions):
         order = bm25[question.id]
         texts = [question.passages[index] for index in order]
         ranking = reranker.rerank(question.text, texts)
         reranked[question.id] = [order[entry.index] for entry in ranking]
+        num_truncated += ranking.usage.get("truncated_items", 0)
     seconds = time.perf_counter() - start
     relevant = {question.id: question.relevant for question in questions}
     before, after = evaluate(bm25, relevant), evaluate(reranked, relevant)
     console.print(qualities(before, after))
     say(f"{seconds / len(questions):.2f} s per question, {seconds:.0f} s in all")
+    say(f"{num_truncated} paragraphs were longer than the model reads, and lost their end")
     gain = after.mean.ndcg_at_10 - before.mean.ndcg_at_10
     if gain < MIN_NDCG_GAIN:
         msg = f"reranking gained {gain:.4f} nDCG@10, less than the {MIN_NDCG_GAIN} expected"

@@ -124,6 +124,7 @@ def _running_pip(
     # pip downloads into its temporary folder first; there the growing file can be watched, and
     # goes with our folder if pip is killed.
     environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
+    environment["PIP_REQUIRE_HASHES"] = "0"  # would refuse a bare name; the hash is ours to check
     try:
         pip = subprocess.Popen(  # noqa: S603 # the command is ours but for the pinned requirement
             command,

@@ -16,7 +16,10 @@ MIN_GAIN = 0.05
 @pytest.mark.weights
 @pytest.mark.slow
 def test_the_default_model_improves_on_bm25() -> None:
-    """The first 100 HotpotQA questions gain at least 0.05 in nDCG@10 (0.833 to 0.886)."""
+    """The first 100 HotpotQA questions gain at least 0.05 in nDCG@10 (0.833 to 0.886).
+
+    A hundred questions are few: the 200 after them gained 0.033, so the bound is about these.
+    """
     questions = load_hotpotqa(NUM_QUESTIONS)
     bm25 = {question.id: bm25_order(question.text, question.passages) for question in questions}
     reranked = {}

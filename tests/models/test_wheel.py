@@ -140,6 +140,16 @@ def test_a_damaged_member_is_an_error(package_index: PackageIndex, destination: 
         fetch_wheel_files(wheel, {"demo/data.txt": "data.txt"}, destination)
 
 
+def test_a_user_who_requires_hashes_is_served(
+    package_index: PackageIndex, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That setting makes pip refuse names without hashes; here the hash is checked by us."""
+    monkeypatch.setenv("PIP_REQUIRE_HASHES", "1")
+    wheel = package_index.add("demo==1.0", {"demo/data.txt": b"data"})
+    fetch_wheel_files(wheel, {"demo/data.txt": "data.txt"}, destination)
+    assert files_below(destination) == ["data.txt"]
+
+
 @pytest.mark.usefixtures("package_index")
 def test_an_index_without_the_wheel_is_an_error_that_quotes_pip(destination: Path) -> None:
     """The error says what pip said, and what to look at."""

@@ -115,8 +115,7 @@ class _Journey:
         """Begin an attempt, unless the time is up."""
         self.started = self.terms.clock()
         if self.started >= self.moment:
-            error = self.terms.deadline.exceeded("asking " + self.url)
-            raise error from self.last_error
+            self.run_out("asking " + self.url, self.last_error)
         self.num_attempts += 1
 
     def note(self, failure: Failure) -> None:
@@ -163,13 +162,19 @@ class _Journey:
         error = failure.error
         tries = "once" if self.num_attempts == 1 else f"{self.num_attempts} times"
         if self.kind is Kind.LOADING and self.terms.is_retried:
-            doing = f"{self.url} was still loading the model (asked {tries})"
-            raise self.terms.deadline.exceeded(doing) from error
+            self.run_out(f"{self.url} was still loading the model (asked {tries})", error)
         if self.kind is Kind.CONNECTION and now >= self.moment:
-            raise self.terms.deadline.exceeded("connecting to " + self.url) from error
+            self.run_out("connecting to " + self.url, error)
         if self.num_attempts > 1:
             error.args = (f"{error} (asked {tries})",)
         raise error
+
+    def run_out(self, doing: str, last: SIEError | None) -> NoReturn:
+        """Raise the deadline's error, with the code of the last refusal."""
+        error = self.terms.deadline.exceeded(doing)
+        if last is not None:
+            error.status_code, error.code = last.status_code, last.code
+        raise error from last
 
 
 def attempts(request: Request, read: Callable[[Reply], _T], terms: Terms) -> Plan[_T]:

@@ -20,7 +20,7 @@ from sie_core.types import Item, ScoreResult
 _T = TypeVar("_T")
 
 USER_AGENT = f"sie-core (SIE {wire.PROTOCOL_VERSION})"
-_MIN_ITEM_BYTES = 4096
+_ENVELOPE_BYTES = 4096
 _HEALTH_TIMEOUT_SECONDS = 10.0
 _MIN_REDACTED_CHARS = 4
 
@@ -82,7 +82,9 @@ class Endpoint:
         checked = wire.check_items(items)
         encoder = self.body_format.encoder()
         encode = codec.encode
-        fields = [("query", self._encode_item(encoder, query, "query", query.get("id")))]
+        fields = [
+            ("query", wire.encode_item(encoder, query, "query", self.settings.max_item_bytes))
+        ]
         if arguments.instruction is not None:
             _check_text("instruction", arguments.instruction)
             fields.append(("instruction", encode(encoder, arguments.instruction, "instruction")))
@@ -94,14 +96,15 @@ class Endpoint:
         terms, headers = self._terms(arguments), self._headers(arguments)
         plans: list[Plan[PartScores]] = []
         for part in self._parts(encoder, checked, ids.sent, fields):
+            sent_ids = ids.sent[part.start : part.stop]
             request = Request(
                 method="POST",
                 path=path,
                 headers=headers,
                 body=self._body(part, fields),
-                max_reply_bytes=wire.max_score_reply_bytes(part),
+                max_reply_bytes=wire.max_score_reply_bytes(sent_ids),
             )
-            plans.append(attempts(request, _score_reader(ids.sent[part.start : part.stop]), terms))
+            plans.append(attempts(request, _score_reader(sent_ids), terms))
         query_id = query.get("id")
         return Call(
             plans,
@@ -243,11 +246,6 @@ class Endpoint:
         }
         return {name: value for name, value in params.items() if value is not None}
 
-    def _encode_item(
-        self, encoder: Callable[[object], bytes], item: Item, name: str, item_id: str | None
-    ) -> bytes:
-        return wire.encode_item(encoder, item, name, item_id=item_id, settings=self.settings)
-
     def _parts(
         self,
         encoder: Callable[[object], bytes],
@@ -256,31 +254,24 @@ class Endpoint:
         fields: Sequence[tuple[str, bytes]],
     ) -> list[Part]:
         """Encode the items, and cut them into what one request holds beside the other fields."""
-        taken = sum(len(value) for _, value in fields) + _MIN_ITEM_BYTES
+        taken = sum(len(value) for _, value in fields) + _ENVELOPE_BYTES
         left = self.settings.max_request_bytes - taken
-        encoded = [
-            self._encode_item(encoder, item, f"items[{i}]", sent_ids[i])
-            for i, item in enumerate(items)
-        ]
+        settings = self.settings
+        encoded = wire.encode_items(
+            encoder, items, sent_ids, max_item_bytes=settings.max_item_bytes
+        )
         largest = max(map(len, encoded), default=0)
         if largest >= left:
             msg = (
                 f"an item of {largest} bytes does not fit into a request of "
-                f"{self.settings.max_request_bytes} bytes beside query and options ({taken} bytes)"
+                f"{settings.max_request_bytes} bytes beside query and options ({taken} bytes)"
             )
             raise InputTooLongError(msg)
-        return wire.split(encoded, max_items=self.settings.max_items, max_bytes=left)
+        return wire.split(encoded, max_items=settings.max_items, max_bytes=left)
 
     def _body(self, part: Part, fields: Sequence[tuple[str, bytes]]) -> Callable[[], bytes]:
         """Return what writes a part's body: as late as possible, since it repeats the items."""
-        body_format = self.body_format
-
-        def write() -> bytes:
-            items = ("items", body_format.array(part.items))
-            # The order of the recorded exchanges: query, items, then the rest.
-            return body_format.mapping([*fields[:1], items, *fields[1:]])
-
-        return write
+        return lambda: self.body_format.body(fields, part.items)
 
 
 def _score_reader(sent_ids: Sequence[str]) -> Callable[[wire.Reply], PartScores]:

@@ -78,7 +78,7 @@ class Failure:
     outcome: Outcome
 
 
-def read_failure(reply: Reply, *, url: str, now: float) -> Failure:
+def read_failure(reply: Reply, url: str, *, now: float) -> Failure:
     """Read an error reply, of whatever shape.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -204,8 +204,7 @@ def attempts(request: Request, read: Callable[[Reply], _T], terms: Terms) -> Pla
         elif _follows(reply, request, journey):
             continue
         else:
-            failure = read_failure(reply, url=journey.url, now=terms.wall_clock())
-            failure.error.args = (terms.redact(str(failure.error)),)
+            failure = read_failure(_redacted(reply, terms), journey.url, now=terms.wall_clock())
         yield Pause(journey.wait(failure))
 
 
@@ -216,14 +215,21 @@ def _answer(reply: Reply, read: Callable[[Reply], _T], request: Request, journey
         return read(reply)
     except InvalidResponseError as exc:
         redact = journey.terms.redact
+        beginning = excerpt(_redacted(reply, journey.terms).body)
         msg = (
             f"{journey.url} answered {reply.status_code} with a reply that cannot be used: {exc}; "
-            f"content type {reply.content_type!r:.80}, beginning: {excerpt(reply.body)!r}"
+            f"content type {reply.content_type!r:.80}, beginning: {beginning!r}"
         )
         error = InvalidResponseError(redact(msg))
         error.status_code = reply.status_code
         error.code = reply.headers.get("x-sie-error-code")
         raise error from exc
+
+
+def _redacted(reply: Reply, terms: Terms) -> Reply:
+    """Take secrets out of a body before it is cut to an excerpt, which could halve them."""
+    body = terms.redact(reply.body.decode("latin-1")).encode("latin-1")
+    return replace(reply, body=body)
 
 
 def _check_whole(reply: Reply, request: Request) -> None:
@@ -263,10 +269,11 @@ def _follows(reply: Reply, request: Request, journey: _Journey) -> bool:
         journey.url = target
         return True
     msg = (
-        f"{journey.url} answered {reply.status_code}, a redirect to {target:.200}, which is not "
-        "followed: set base_url to the address that answers"
+        f"{journey.url} answered {reply.status_code}, a redirect to "
+        f"{journey.terms.redact(target):.200}, which is not followed: set base_url to the address "
+        "that answers"
     )
-    error = ServerError(journey.terms.redact(msg))
+    error = ServerError(msg)
     error.status_code = reply.status_code
     raise error
 

@@ -6,17 +6,18 @@ server takes, or with more bytes, is split into parts, and their answers are put
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NotRequired, TypedDict, get_args
+from itertools import accumulate
+from typing import Any, Final, NotRequired, TypedDict, cast, get_args
 from urllib.parse import quote
 
 import numpy as np
 
 from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidResponseError
-from sie_core.ranking import match_scores, rank
+from sie_core.ranking import match_scores
 from sie_core.remote.codec import BodyFormat, decode, encode, to_array
-from sie_core.settings import RemoteSettings
 from sie_core.types import Item, ScoreEntry, ScoreResult, ScoreSpace, Usage
 
 PROTOCOL_VERSION: Final = "0.10.1"
@@ -24,9 +25,8 @@ PROTOCOL_VERSION: Final = "0.10.1"
 
 _MIB: Final = 1024 * 1024
 _SMALL_REPLY_BYTES: Final = 4 * _MIB
-_SCORE_REPLY_BYTES_PER_ITEM: Final = 1024
-_ENVELOPE_BYTES: Final = 1024
-_MAX_UTF8_BYTES_PER_CHAR: Final = 4
+_SCORE_ENTRY_BYTES: Final = 1024
+_MAX_BYTES_PER_CHAR: Final = 6  # an escape in JSON
 
 
 class EncodeResult(TypedDict, total=False):
@@ -78,6 +78,11 @@ class Reply:
         return self.headers.get("content-type", "")
 
 
+def automatic_ids(count: int) -> list[str]:
+    """Return the names of items without ids: `item-0` and so on."""
+    return [f"item-{i}" for i in range(count)]
+
+
 @dataclass(frozen=True, slots=True)
 class Ids:
     """Which ids travel and which the caller sees.
@@ -94,9 +99,12 @@ class Ids:
     def of(cls, items: Sequence[Item]) -> Ids:
         """Choose the ids for a call's items."""
         given = [item.get("id") for item in items]
+        if not any(given) and None in given and "" not in given:  # the usual case, in one list
+            shown = automatic_ids(len(given))
+            return cls(shown, shown, given)
         shown = [f"item-{i}" if own is None else own for i, own in enumerate(given)]
         has_all = None not in given and len(set(given)) == len(given)
-        return cls(shown if has_all else [f"item-{i}" for i in range(len(given))], shown, given)
+        return cls(shown if has_all else automatic_ids(len(given)), shown, given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +112,8 @@ class Part:
     """A run of a call's items that fits into one request, encoded."""
 
     start: int
+    stop: int
     items: list[bytes] = field(repr=False)
-
-    @property
-    def stop(self) -> int:
-        """Return the index after the last item."""
-        return self.start + len(self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +136,14 @@ def check_items(items: object) -> Sequence[Item]:
         msg = f"items must be a list of Item(text=…), but got {type(items).__name__}"
         raise InvalidRequestError(msg)
     for index, item in enumerate(items):
-        check_item(item, f"items[{index}]")
+        if not _is_item(item):
+            check_item(item, f"items[{index}]")
     return items
+
+
+def _is_item(item: object) -> bool:
+    """Recognise the usual item quickly; `check_item` judges the others."""
+    return type(item) is dict and type(item.get("text")) is str and type(item.get("id", "")) is str
 
 
 def check_item(item: object, name: str) -> None:
@@ -149,27 +159,44 @@ def check_item(item: object, name: str) -> None:
 
 
 def encode_item(
-    encoder: Callable[[object], bytes],
-    item: Item,
-    name: str,
-    *,
-    item_id: str | None,
-    settings: RemoteSettings,
+    encoder: Callable[[object], bytes], item: Item, name: str, max_item_bytes: int
 ) -> bytes:
-    """Encode one item with the id that travels.
+    """Encode one item as it is.
 
     Raises:
-        InputTooLongError: It is over a limit that splitting cannot help with.
+        InputTooLongError: It is over the server's limit.
         InvalidRequestError: It holds something that cannot be sent.
     """
-    fields = {key: value for key, value in item.items() if key != "id"}
-    named = fields if item_id is None else {"id": item_id, **fields}
-    encoded = encode(encoder, named, name)
-    if len(encoded) > settings.max_item_bytes:
-        _check_text_size(encoder, item, name, settings.max_item_bytes)
-    if len(encoded) > settings.max_request_bytes - _ENVELOPE_BYTES:
-        msg = f"{name} takes {len(encoded)} bytes; a request holds {settings.max_request_bytes}"
-        raise InputTooLongError(msg)
+    fields = {key: value for key, value in item.items() if key != "id" or value is not None}
+    encoded = encode(encoder, fields, name)
+    if len(encoded) > max_item_bytes:
+        _check_text_size(encoder, item, name, max_item_bytes)
+    return encoded
+
+
+def encode_items(
+    encoder: Callable[[object], bytes],
+    items: Sequence[Item],
+    sent_ids: Sequence[str],
+    *,
+    max_item_bytes: int,
+) -> list[bytes]:
+    """Encode a call's items with the ids that travel.
+
+    Raises:
+        InputTooLongError: One is over the server's limit.
+        InvalidRequestError: One holds something that cannot be sent.
+    """
+    encoded: list[bytes] = []
+    for item, item_id in zip(items, sent_ids, strict=True):
+        # The loop of large calls: an item's name is only made up for an error.
+        try:
+            encoded.append(encoder({**item, "id": item_id}))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            encode(encoder, item, f"items[{len(encoded)}]")
+            raise
+        if len(encoded[-1]) > max_item_bytes:
+            _check_text_size(encoder, item, f"items[{len(encoded) - 1}]", max_item_bytes)
     return encoded
 
 
@@ -198,18 +225,18 @@ def split(items: Sequence[bytes], *, max_items: int, max_bytes: int) -> list[Par
     """
     if not items:
         return []
+    sizes = [len(item) + 1 for item in items]
     num_parts = -(-len(items) // max_items)
     target = -(-len(items) // num_parts)
     parts: list[Part] = []
-    run: list[bytes] = []
-    run_bytes = 0
-    for item in items:
-        if run and (len(run) >= target or run_bytes + len(item) + 1 > max_bytes):
-            parts.append(Part(parts[-1].stop if parts else 0, run))
-            run, run_bytes = [], 0
-        run.append(item)
-        run_bytes += len(item) + 1
-    parts.append(Part(parts[-1].stop if parts else 0, run))
+    start = 0
+    while start < len(items):
+        stop = min(start + target, len(items))
+        if sum(sizes[start:stop]) > max_bytes:
+            room = sum(total <= max_bytes for total in accumulate(sizes[start:stop]))
+            stop = start + max(room, 1)
+        parts.append(Part(start, stop, list(items[start:stop])))
+        start = stop
     return parts
 
 
@@ -269,14 +296,11 @@ def check_options(options: object, name: str = "options") -> dict[str, Any]:
     return dict(options)
 
 
-def max_score_reply_bytes(part: Part) -> int:
-    """Return what a reply to this part may take: an entry per item, with room to spare."""
-    return _SMALL_REPLY_BYTES + len(part.items) * _SCORE_REPLY_BYTES_PER_ITEM + _id_bytes(part)
-
-
-def _id_bytes(part: Part) -> int:
-    """Allow for ids as long as the items themselves: they come back in the reply."""
-    return sum(min(len(item), 4096) for item in part.items) * _MAX_UTF8_BYTES_PER_CHAR
+def max_score_reply_bytes(sent_ids: Sequence[str]) -> int:
+    """Return what a reply with these ids may take: an entry for each, with room to spare."""
+    num_chars = sum(map(len, sent_ids))
+    entries = len(sent_ids) * _SCORE_ENTRY_BYTES + num_chars * _MAX_BYTES_PER_CHAR
+    return _SMALL_REPLY_BYTES + entries
 
 
 def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
@@ -292,7 +316,7 @@ def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
         msg = f"'scores' must be a list of entries, but got {entries!r:.80}"
         raise InvalidResponseError(msg)
     try:
-        scores = match_scores(entries, ids)
+        scores = _quick_scores(entries, ids) or match_scores(entries, ids)
     except (OverflowError, TypeError) as exc:  # an integer beyond floats; an id like [] or {}
         msg = f"the scores cannot be read: {exc}"
         raise InvalidResponseError(msg) from exc
@@ -306,14 +330,26 @@ def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
     )
 
 
+def _quick_scores(entries: list[dict[str, Any]], ids: Sequence[str]) -> list[float] | None:
+    """Do what `match_scores` does for a reply in which all is well; None: look closer."""
+    found = {entry.get("item_id"): entry.get("score") for entry in entries}
+    scores = [found.get(item_id) for item_id in ids]
+    is_whole = len(entries) == len(found) == len(ids)
+    if not is_whole or not all(type(score) is float for score in scores):
+        return None
+    sure = cast("list[float]", scores)
+    return sure if all(map(math.isfinite, sure)) else None
+
+
 def merge_scores(
     parts: Sequence[PartScores], *, model: str, query_id: str | None, shown_ids: Sequence[str]
 ) -> ScoreResult:
     """Put the parts' scores together into one result, best first; ties keep the items' order."""
     scores = [score for part in parts for score in part.scores]
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable both ways
     entries: list[ScoreEntry] = [
-        {"item_id": shown_ids[entry.index], "score": scores[entry.index], "rank": entry.rank}
-        for entry in rank(scores)
+        {"item_id": shown_ids[index], "score": scores[index], "rank": position}
+        for position, index in enumerate(order)
     ]
     result = ScoreResult(
         model=parts[0].model if parts else model, query_id=query_id, scores=entries

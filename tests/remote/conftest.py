@@ -69,9 +69,7 @@ class Exchange:
         """Decode the reply's body."""
         kind = dict(self.response_headers).get("content-type", "")
         is_msgpack = "msgpack" in kind
-        return (
-            msgpack.unpackb(self.response_body) if is_msgpack else json.loads(self.response_body)
-        )
+        return msgpack.unpackb(self.response_body) if is_msgpack else json.loads(self.response_body)
 
     def respond(self, _: httpx.Request) -> httpx.Response:
         """Give the recorded reply to any request."""
@@ -277,4 +275,5 @@ def serve() -> Iterator[Callable[..., RawServer]]:
     yield start
     for server in servers:
         server.stop()
-    assert not [problem for server in servers for problem in server.problems]
+    problems = [problem for server in servers for problem in server.problems]
+    assert not problems

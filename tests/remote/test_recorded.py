@@ -28,8 +28,8 @@ from sie_core.errors import (
 )
 from sie_core.remote import SIEAsyncClient, SIEClient
 
-QUERY = {"text": "what is python"}
-ITEMS = [{"text": "the weather is sunny today"}, {"text": "python"}, {"text": "bananas"}]
+QUERY: Any = {"text": "what is python"}
+ITEMS: Any = [{"text": "the weather is sunny today"}, {"text": "python"}, {"text": "bananas"}]
 
 ERRORS: dict[str, tuple[type[SIEError], str | None]] = {
     "cold_model_loading_503_json": (DeadlineExceededError, "MODEL_LOADING"),
@@ -112,7 +112,7 @@ def call_of(exchange: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         is_model = path.startswith("/v1/models/")
         return ("get_model", (model,), {}) if is_model else ("health", (), {})
     can_be_sent = exchange.name not in NOT_OUR_REQUESTS
-    body = exchange.request() if can_be_sent else {"query": QUERY, "items": ITEMS}
+    body: Any = exchange.request() if can_be_sent else {"query": QUERY, "items": ITEMS}
     if path.startswith("/v1/encode/"):
         params = body.get("params", {})
         return "encode", (path.removeprefix("/v1/encode/"), body.get("items")), params
@@ -225,7 +225,8 @@ def test_our_request_is_the_recorded_one(exchange: Any) -> None:
 
     def respond(request: httpx.Request) -> httpx.Response:
         requests.append(request)
-        return exchange.respond(request)
+        response: httpx.Response = exchange.respond(request)
+        return response
 
     method, arguments, options = call_of(exchange)
     transport = httpx.MockTransport(respond)
@@ -260,17 +261,23 @@ def test_what_cannot_be_right_is_refused_before_it_is_sent() -> None:
         pytest.fail(f"sent {request.content!r}")
 
     with SIEClient("http://server", transport=httpx.MockTransport(respond)) as client:
-        for call in (
-            lambda: client.score("m", "what is python", [{"text": "a"}]),  # type: ignore[arg-type]
-            lambda: client.score("m", QUERY, ["a", "b"]),  # type: ignore[list-item]
-            lambda: client.score("m", QUERY, ITEMS, instruction=5),  # type: ignore[arg-type]
-            lambda: client.score("m", QUERY, [{"id": 7, "text": "a"}]),  # type: ignore[typeddict-item]
-            lambda: client.score("m", QUERY, ITEMS, options={"x": object()}),
-            lambda: client.score("m", QUERY, [{"text": "\ud800"}]),
-            lambda: client.score("", QUERY, ITEMS),
-        ):
+        wrong: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+            (("m", "what is python", ITEMS), {}),
+            (("m", QUERY, ["a", "b"]), {}),
+            (("m", QUERY, "ab"), {}),
+            (("m", QUERY, ITEMS), {"instruction": 5}),
+            (("m", QUERY, [{"id": 7, "text": "a"}]), {}),
+            (("m", QUERY, ITEMS), {"options": {"x": object()}}),
+            (("m", QUERY, ITEMS), {"options": [1]}),
+            (("m", QUERY, ITEMS), {"gpu": "l4\r\n"}),
+            (("m", QUERY, ITEMS), {"timeout_seconds": 0}),
+            (("m", QUERY, [{"text": "\ud800"}]), {}),
+            (("m", QUERY, [{"text": 2**70}]), {}),
+            (("", QUERY, ITEMS), {}),
+        ]
+        for arguments, options in wrong:
             with pytest.raises(InvalidRequestError):
-                call()
+                client.score(*arguments, **options)
     with (
         SIEClient(
             "http://server", transport=httpx.MockTransport(respond), content_format="json"

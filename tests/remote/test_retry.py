@@ -47,9 +47,7 @@ def test_no_wait_reaches_the_deadline(
 
 
 @given(st.integers(1, 100), RANDOM, st.none() | SECONDS)
-def test_a_final_failure_is_never_retried(
-    attempt: int, random: float, hint: float | None
-) -> None:
+def test_a_final_failure_is_never_retried(attempt: int, random: float, hint: float | None) -> None:
     """What asking again cannot mend is not asked again, whatever Retry-After says."""
     assert delay(Kind.FINAL, attempt=attempt, random=random, hint=hint) is None
 

@@ -17,7 +17,6 @@ from sie_core.ranking import rank
 from sie_core.remote import codec, wire
 from sie_core.remote.codec import JSON, MSGPACK, BodyFormat, decode, excerpt, to_array
 from sie_core.remote.wire import Ids, Part, PartScores, Reply, merge_scores, split
-from sie_core.settings import RemoteSettings
 from sie_core.types import Item, Usage
 
 FORMATS = st.sampled_from([MSGPACK, JSON])
@@ -59,15 +58,14 @@ def test_a_body_is_the_sum_of_its_values(
     """Values encoded one by one make the same body as the whole would."""
     encoder = body_format.encoder()
     encoded = [(name, encoder(value)) for name, value in fields.items() if name != "items"]
-    array = body_format.array([encoder(item) for item in items])
-    body = body_format.mapping([*encoded, ("items", array)])
+    body = body_format.body(encoded, [encoder(item) for item in items])
     expected = {**{name: fields[name] for name, _ in encoded}, "items": items}
     assert decode(body, body_format.content_type) == expected
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f2", "<f8", "|i1", "|u1", "<i4"])
 def test_an_array_survives_as_a_map_with_bytes_keys(dtype: str) -> None:
-    """numpy arrays travel in msgpack as the server's own library writes them."""
+    """Arrays of numpy travel in msgpack as the server's own library writes them."""
     array = np.arange(6, dtype=dtype).reshape(2, 3)
     body = codec.encode(MSGPACK.encoder(), array, "array")
     found = decode(body, "application/msgpack")
@@ -122,7 +120,7 @@ def test_garbage_is_never_anything_but_an_invalid_response(body: bytes, content_
     ids = Ids.of([Item(id="a", text="x")])
     for read in (
         lambda: wire.read_scores(reply, ["a"]),
-        lambda: wire.read_embeddings(reply, ids, Part(0, [b"x"])),
+        lambda: wire.read_embeddings(reply, ids, Part(0, 1, [b""])),
         lambda: wire.read_models(reply),
         lambda: wire.read_model(reply),
     ):
@@ -140,7 +138,7 @@ def test_any_well_formed_value_is_an_invalid_response(value: Any, data: st.DataO
     with pytest.raises(InvalidResponseError):
         wire.read_scores(reply, ["a"])
     with pytest.raises(InvalidResponseError):
-        wire.read_embeddings(reply, ids, Part(0, [b"x"]))
+        wire.read_embeddings(reply, ids, Part(0, 1, [b""]))
 
 
 @settings(max_examples=200)
@@ -303,7 +301,7 @@ def test_embeddings_are_matched_by_id() -> None:
             ]
         }
     )
-    results = wire.read_embeddings(reply_of(body), ids, Part(0, [b"", b""]))
+    results = wire.read_embeddings(reply_of(body), ids, Part(0, 2, [b"", b""]))
     assert [float(result["dense"][0]) for result in results] == [1.0, 2.0]
     assert all("id" not in result for result in results)
 
@@ -329,14 +327,14 @@ def test_embeddings_are_not_trusted(items: list[Any]) -> None:
     """Embeddings that are missing, doubled, unknown, misshapen or not finite are an error."""
     reply = reply_of(msgpack.packb({"items": items}))
     with pytest.raises(InvalidResponseError):
-        wire.read_embeddings(reply, Ids.of([Item(id="a", text="x")]), Part(0, [b""]))
+        wire.read_embeddings(reply, Ids.of([Item(id="a", text="x")]), Part(0, 1, [b""]))
 
 
 def test_sparse_embeddings_are_read() -> None:
     """A sparse embedding is a pair of arrays."""
     item = {"sparse": {"dims": 9, "dtype": "float32", "indices": [1, 5], "values": [0.5, 2.0]}}
     reply = reply_of(msgpack.packb({"items": [item]}))
-    (result,) = wire.read_embeddings(reply, Ids.of([Item(text="x")]), Part(0, [b""]))
+    (result,) = wire.read_embeddings(reply, Ids.of([Item(text="x")]), Part(0, 1, [b""]))
     assert result["sparse"]["indices"].tolist() == [1, 5]
     assert result["sparse"]["values"].tolist() == [0.5, 2.0]
 
@@ -346,24 +344,21 @@ def test_an_item_over_the_limit_is_refused_by_name(char: str) -> None:
     """The limit counts UTF-8 bytes, as the server does: one byte over is refused."""
     limit = 3000
     length = limit // len(char.encode())
-    settings = RemoteSettings(max_item_bytes=limit)
 
-    def encode(text: str) -> bytes:
-        item = Item(text=text)
-        encoder = MSGPACK.encoder()
-        return wire.encode_item(encoder, item, "items[3]", item_id="i", settings=settings)
+    def encode(text: str) -> list[bytes]:
+        items = [Item(text="a"), Item(text=text)]
+        return wire.encode_items(MSGPACK.encoder(), items, ["0", "1"], max_item_bytes=limit)
 
-    assert encode(char * length)
-    with pytest.raises(InputTooLongError, match=r"items\[3\] holds 300[1-9] bytes"):
+    assert len(encode(char * length)) == 2
+    with pytest.raises(InputTooLongError, match=r"items\[1\] holds 300[1-9] bytes"):
         encode(char * (length + 1))
 
 
 def test_metadata_counts_towards_the_limit() -> None:
     """The server measures text and metadata together."""
     item = Item(text="a" * 60, metadata={"note": "b" * 60})
-    settings = RemoteSettings(max_item_bytes=100)
     with pytest.raises(InputTooLongError, match="metadata"):
-        wire.encode_item(MSGPACK.encoder(), item, "query", item_id=None, settings=settings)
+        wire.encode_item(MSGPACK.encoder(), item, "query", 100)
 
 
 @pytest.mark.parametrize(
@@ -378,9 +373,7 @@ def test_metadata_counts_towards_the_limit() -> None:
         (None, "p", {"X-SIE-Pool": "p"}),
     ],
 )
-def test_gpu_may_name_its_pool(
-    gpu: str | None, pool: str | None, headers: dict[str, str]
-) -> None:
+def test_gpu_may_name_its_pool(gpu: str | None, pool: str | None, headers: dict[str, str]) -> None:
     """`pool/l4` is split into the two headers."""
     assert wire.routing_headers(gpu, pool) == headers
 

@@ -340,13 +340,15 @@ class SIEAsyncClient(EndpointClient):
                     timeout=httpx.Timeout(left, connect=connect),
                 ) as response,
             ):
-                return await _read(response, request.max_reply_bytes)
+                reply = await _read(response, request.max_reply_bytes)
         except FOREIGN_ERRORS as exc:
             self._check_open()  # if it was closed meanwhile, that is why
             return broken(exc)
         except RuntimeError:  # httpx's word for a client that was closed by another task
             self._check_open()
             raise
+        self._note_version(reply)
+        return reply
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -363,13 +363,15 @@ class SIEClient(EndpointClient):
                     timeout=httpx.Timeout(left, connect=connect),
                 ) as response,
             ):
-                return _read(response, request.max_reply_bytes, scope)
+                reply = _read(response, request.max_reply_bytes, scope)
         except FOREIGN_ERRORS as exc:
             self._connections()  # if it was closed meanwhile, that is why
             return broken(exc)
         except RuntimeError:  # httpx's word for a client that was closed in another thread
             self._connections()
             raise
+        self._note_version(reply)
+        return reply
 
     def _pause(self, step: Pause, called_off: threading.Event) -> None:
         end = time.monotonic() + step.seconds

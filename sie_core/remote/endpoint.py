@@ -287,6 +287,9 @@ class EndpointClient:
 
     _endpoint: Endpoint
 
+    server_version: str | None = None
+    """The version that the server's last answer stated; None before the first."""
+
     def __init__(
         self,
         base_url: str | None = None,
@@ -340,6 +343,9 @@ class EndpointClient:
     def timeout_seconds(self) -> float:
         """The bound on one whole call."""
         return self._endpoint.settings.timeout_seconds
+
+    def _note_version(self, reply: wire.Reply) -> None:
+        self.server_version = reply.headers.get("x-sie-server-version", self.server_version)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r}, timeout_seconds={self.timeout_seconds:g})"

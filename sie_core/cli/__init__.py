@@ -1,0 +1,1 @@
+"""The `sie` command: `sie rerank` and `sie models`, one file per subcommand."""

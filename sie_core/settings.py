@@ -59,7 +59,8 @@ class RemoteSettings:
         provision_timeout_seconds: Own budget for waiting on a machine, on top of
             `timeout_seconds`; None means that this wait counts against `timeout_seconds`.
         max_concurrency: Parts of one large call that are under way at a time.
-        max_items: Items per request; a larger call is split.
+        max_items: Items per request, and in a server's queue; a larger call is split into parts
+            that fit into the queue together, `max_concurrency` at a time.
         max_request_bytes: Bytes per request body, a little under the server's 34 MiB.
         max_item_bytes: Text and metadata of one item; the server takes no larger ones.
         max_reply_bytes: A reply with embeddings is not read further than this.
@@ -69,7 +70,7 @@ class RemoteSettings:
     timeout_seconds: float = 180.0
     connect_timeout_seconds: float = 5.0
     provision_timeout_seconds: float | None = None
-    max_concurrency: int = 4
+    max_concurrency: int = 2
     max_items: int = 512
     max_request_bytes: int = 33 * 1024 * 1024
     max_item_bytes: int = 2 * 1024 * 1024

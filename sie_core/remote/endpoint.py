@@ -267,7 +267,12 @@ class Endpoint:
                 f"{settings.max_request_bytes} bytes beside query and options ({taken} bytes)"
             )
             raise InputTooLongError(msg)
-        return wire.split(encoded, max_items=settings.max_items, max_bytes=left)
+        return wire.split(
+            encoded,
+            max_items=settings.max_items,
+            max_bytes=left,
+            max_concurrency=settings.max_concurrency,
+        )
 
     def _body(self, part: Part, fields: Sequence[tuple[str, bytes]]) -> Callable[[], bytes]:
         """Return what writes a part's body: as late as possible, since it repeats the items."""

@@ -215,18 +215,27 @@ def _check_text_size(
         raise InputTooLongError(msg)
 
 
-def split(items: Sequence[bytes], *, max_items: int, max_bytes: int) -> list[Part]:
-    """Cut encoded items into as few parts as the limits allow, of nearly equal length.
+def split(
+    items: Sequence[bytes], *, max_items: int, max_bytes: int, max_concurrency: int = 1
+) -> list[Part]:
+    """Cut encoded items into parts of nearly equal length.
+
+    A server's queue holds as many items as one request may have. What does not fit into one request
+    is therefore cut into parts so small that those under way fit into the queue together: with
+    larger ones, a call's own parts keep each other out and wait for Retry-After.
 
     Args:
         items: Each at most `max_bytes` long.
-        max_items: Items per part.
+        max_items: Items per request, and in a server's queue.
         max_bytes: Bytes per part, separators included.
+        max_concurrency: Parts under way at a time.
     """
     if not items:
         return []
     sizes = [len(item) + 1 for item in items]
-    num_parts = -(-len(items) // max_items)
+    if len(items) <= max_items and sum(sizes) <= max_bytes:
+        return [Part(0, len(items), list(items))]
+    num_parts = -(-len(items) // max(max_items // max_concurrency, 1))
     target = -(-len(items) // num_parts)
     parts: list[Part] = []
     start = 0

@@ -257,10 +257,17 @@ def test_parts_hold_all_items_in_order_within_the_limits(
         assert sum(map(len, part.items)) <= max_bytes
 
 
-@pytest.mark.parametrize(("num_items", "sizes"), [(512, [512]), (513, [257, 256]), (0, [])])
-def test_parts_are_few_and_alike(num_items: int, sizes: list[int]) -> None:
-    """One item over the limit makes two parts of nearly equal length, not 512 and 1."""
-    parts = split([b"x"] * num_items, max_items=512, max_bytes=10**9)
+@pytest.mark.parametrize(
+    ("num_items", "max_concurrency", "sizes"),
+    [(512, 1, [512]), (513, 1, [257, 256]), (512, 2, [512]), (513, 2, [171] * 3), (0, 2, [])],
+)
+def test_parts_are_few_and_alike(
+    num_items: int, max_concurrency: int, sizes: list[int]
+) -> None:
+    """Parts are of nearly equal length, and those under way fit into one request's limit."""
+    parts = split(
+        [b"x"] * num_items, max_items=512, max_bytes=10**9, max_concurrency=max_concurrency
+    )
     assert [len(part.items) for part in parts] == sizes
 
 

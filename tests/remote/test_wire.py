@@ -261,9 +261,7 @@ def test_parts_hold_all_items_in_order_within_the_limits(
     ("num_items", "max_concurrency", "sizes"),
     [(512, 1, [512]), (513, 1, [257, 256]), (512, 2, [512]), (513, 2, [171] * 3), (0, 2, [])],
 )
-def test_parts_are_few_and_alike(
-    num_items: int, max_concurrency: int, sizes: list[int]
-) -> None:
+def test_parts_are_few_and_alike(num_items: int, max_concurrency: int, sizes: list[int]) -> None:
     """Parts are of nearly equal length, and those under way fit into one request's limit."""
     parts = split(
         [b"x"] * num_items, max_items=512, max_bytes=10**9, max_concurrency=max_concurrency

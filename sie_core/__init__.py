@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sie_core.errors import SIEError
     from sie_core.local import LocalAsyncClient, LocalClient
     from sie_core.ranking import RankedEntry, Ranking
+    from sie_core.remote import SIEAsyncClient, SIEClient
     from sie_core.reranker import Reranker
     from sie_core.settings import DEFAULT_MODEL, EngineSettings, SourceSettings
     from sie_core.types import Item, ScoreEntry, ScoreResult
@@ -33,6 +34,8 @@ __all__ = [
     "RankedEntry",
     "Ranking",
     "Reranker",
+    "SIEAsyncClient",
+    "SIEClient",
     "SIEError",
     "ScoreEntry",
     "ScoreResult",
@@ -49,6 +52,8 @@ _HOMES = {
     "RankedEntry": "ranking",
     "Ranking": "ranking",
     "Reranker": "reranker",
+    "SIEAsyncClient": "remote",
+    "SIEClient": "remote",
     "SIEError": "errors",
     "ScoreEntry": "types",
     "ScoreResult": "types",

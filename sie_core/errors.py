@@ -9,6 +9,15 @@
     │   ├── UnsupportedModelError             found, but not a model that this engine can score with
     │   └── ModelLoadError                    found and supported, but its files could not be loaded
     ├── InvalidResponseError                  scores missing, doubled, unknown or not finite
+    ├── SIEConnectionError (ConnectionError)  no server there, or it hung up before its answer
+    ├── ServerError                           a server's refusal that no other class names
+    │   ├── AuthenticationError               credentials missing, wrong or not enough (401, 403)
+    │   ├── CreditsError                      the account has run out (402)
+    │   ├── RateLimitedError                  too many requests (429)
+    │   ├── ServerUnavailableError            nobody behind the address can answer (502, 503, 504)
+    │   ├── ModelLoadingError                 the server is still loading the model (503)
+    │   └── ProvisioningError                 the cluster is still starting a machine (202, 503)
+    ├── CircuitOpenError                      a failing backend is not asked for a while
     ├── DeadlineExceededError (TimeoutError)  the whole-call deadline passed
     ├── QueueFullError                        too much work is waiting; try again later
     ├── ResourceExhaustedError                out of memory on the device
@@ -19,13 +28,22 @@
 
 A message says what was wrong, the value received and what to do about it. Foreign exceptions
 are translated where they enter (`raise … from exc`), so callers need to catch `SIEError` only.
+Any of them carries `status_code` and `code` where a server's reply was the cause.
 """
 
 from __future__ import annotations
 
 
 class SIEError(Exception):
-    """Base of every exception raised by sie."""
+    """Base of every exception raised by sie.
+
+    Attributes:
+        status_code: HTTP status of the server's reply that caused it, else None.
+        code: The server's own name for the error, such as `MODEL_LOADING`, else None.
+    """
+
+    status_code: int | None = None
+    code: str | None = None
 
 
 class InvalidRequestError(SIEError, ValueError):
@@ -58,6 +76,42 @@ class ModelLoadError(ModelError):
 
 class InvalidResponseError(SIEError):
     """A backend's scores cannot be trusted: missing, doubled, unknown or not finite."""
+
+
+class SIEConnectionError(SIEError, ConnectionError):
+    """No server could be reached, or it hung up before its answer was whole."""
+
+
+class ServerError(SIEError):
+    """The server refused or failed, in a way that no other class names."""
+
+
+class AuthenticationError(ServerError):
+    """Credentials are missing, wrong or not enough."""
+
+
+class CreditsError(ServerError):
+    """The account behind the credentials has run out of credits or of its spending limit."""
+
+
+class RateLimitedError(ServerError):
+    """The server wants fewer requests, and the call's time does not allow to wait."""
+
+
+class ServerUnavailableError(ServerError):
+    """Something answered at the address, such as a gateway, but no server behind it did."""
+
+
+class ModelLoadingError(ServerError):
+    """The server is loading what the call needs, and was not done in time."""
+
+
+class ProvisioningError(ServerError):
+    """The cluster has no machine for the call yet, and the caller does not wait (longer)."""
+
+
+class CircuitOpenError(SIEError):
+    """A backend failed repeatedly and is not asked again before its cool-down has passed."""
 
 
 class DeadlineExceededError(SIEError, TimeoutError):

@@ -53,3 +53,47 @@ CPU_MAX_BATCH_TOKENS = 1024
 
 CUDA_MAX_BATCH_TOKENS = 32_768
 """Large enough to fill a data-centre GPU with a small model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteSettings:
+    """How a server is called. The size limits are those of sie-server 0.10.
+
+    Attributes:
+        timeout_seconds: Bound on one whole call, retries and the server's loading included.
+        connect_timeout_seconds: How long a server that does not answer at all is waited for.
+        provision_timeout_seconds: Own budget for waiting on a machine, on top of
+            `timeout_seconds`; None means that this wait counts against `timeout_seconds`.
+        max_concurrency: Parts of one large call that are under way at a time.
+        max_items: Items per request, and in a server's queue; a larger call is split into parts
+            that fit into the queue together, `max_concurrency` at a time.
+        max_request_bytes: Bytes per request body, a little under the server's 34 MiB.
+        max_item_bytes: Text and metadata of one item; the server takes no larger ones.
+        max_reply_bytes: A reply with embeddings is not read further than this.
+        keepalive_seconds: How long an unused connection is kept.
+    """
+
+    timeout_seconds: float = 180.0
+    connect_timeout_seconds: float = 5.0
+    provision_timeout_seconds: float | None = None
+    max_concurrency: int = 2
+    max_items: int = 512
+    max_request_bytes: int = 33 * 1024 * 1024
+    max_item_bytes: int = 2 * 1024 * 1024
+    max_reply_bytes: int = 256 * 1024 * 1024
+    keepalive_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerSettings:
+    """When a failing backend is left alone, and for how long.
+
+    Attributes:
+        num_failures: Failures in a row after which it is not asked any more.
+        cooldown_seconds: How long it then rests before one call probes it again.
+        max_cooldown_seconds: Each failed probe doubles the rest, up to this.
+    """
+
+    num_failures: int = 3
+    cooldown_seconds: float = 5.0
+    max_cooldown_seconds: float = 60.0

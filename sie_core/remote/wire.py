@@ -1,0 +1,549 @@
+"""Requests and replies of the SIE protocol, as plain values: nothing here reads or writes a socket.
+
+A call becomes one or more `Request`s. Items are encoded once; a call with more of them than a
+server takes, or with more bytes, is split into parts, and their answers are put together again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Final, NotRequired, TypedDict, cast, get_args
+from urllib.parse import quote
+
+import numpy as np
+
+from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidResponseError
+from sie_core.ranking import match_scores
+from sie_core.remote.codec import BodyFormat, decode, encode, to_array
+from sie_core.types import Item, ScoreEntry, ScoreResult, ScoreSpace, Usage
+
+PROTOCOL_VERSION: Final = "0.10.1"
+"""The server version whose protocol this is; servers compare it with their own."""
+
+_MIB: Final = 1024 * 1024
+_SMALL_REPLY_BYTES: Final = 4 * _MIB
+_SCORE_ENTRY_BYTES: Final = 1024
+_MAX_BYTES_PER_CHAR: Final = 6  # an escape in JSON
+
+
+class EncodeResult(TypedDict, total=False):
+    """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims]."""
+
+    id: str
+    dense: np.ndarray[Any, np.dtype[Any]]
+    multivector: np.ndarray[Any, np.dtype[Any]]
+    sparse: SparseVector
+
+
+class SparseVector(TypedDict):
+    """The entries of a sparse embedding that are not zero."""
+
+    indices: np.ndarray[Any, np.dtype[Any]]
+    values: np.ndarray[Any, np.dtype[Any]]
+
+
+class Health(TypedDict):
+    """What a server says of itself when asked whether it is alive."""
+
+    status: str
+    server_version: NotRequired[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One HTTP request, without address and credentials."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Callable[[], bytes] | None = field(default=None, repr=False)
+    max_reply_bytes: int = _SMALL_REPLY_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One HTTP reply: header names in lower case; a body over the limit is cut and says so."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    is_cut: bool = False
+
+    @property
+    def content_type(self) -> str:
+        """Return the header, empty where there is none."""
+        return self.headers.get("content-type", "")
+
+
+def automatic_ids(count: int) -> list[str]:
+    """Return the names of items without ids: `item-0` and so on."""
+    return [f"item-{i}" for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Which ids travel and which the caller sees.
+
+    The caller's own travel only where all are given and unique: otherwise one of them could be
+    the same as another, or as one that the server makes up.
+    """
+
+    sent: list[str]
+    shown: list[str]
+    given: list[str | None]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Ids:
+        """Choose the ids for a call's items."""
+        given = [item.get("id") for item in items]
+        if not any(given) and None in given and "" not in given:  # the usual case, in one list
+            shown = automatic_ids(len(given))
+            return cls(shown, shown, given)
+        shown = [f"item-{i}" if own is None else own for i, own in enumerate(given)]
+        has_all = None not in given and len(set(given)) == len(given)
+        return cls(shown if has_all else automatic_ids(len(given)), shown, given)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of a call's items that fits into one request, encoded."""
+
+    start: int
+    stop: int
+    items: list[bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartScores:
+    """The scores of one part in the order of its items, and what came with them."""
+
+    scores: list[float]
+    model: str
+    usage: Usage
+    score_space: ScoreSpace | None
+
+
+def check_items(items: object) -> Sequence[Item]:
+    """Return `items` if it is a list of items.
+
+    Raises:
+        InvalidRequestError: It is something else; the message says where.
+    """
+    if isinstance(items, Mapping | str | bytes) or not isinstance(items, Sequence):
+        msg = f"items must be a list of Item(text=…), but got {type(items).__name__}"
+        raise InvalidRequestError(msg)
+    for index, item in enumerate(items):
+        if not _is_item(item):
+            check_item(item, f"items[{index}]")
+    return items
+
+
+def _is_item(item: object) -> bool:
+    """Recognise the usual item quickly; `check_item` judges the others."""
+    return type(item) is dict and type(item.get("text")) is str and type(item.get("id", "")) is str
+
+
+def check_item(item: object, name: str) -> None:
+    """Raise InvalidRequestError unless `item` is a mapping whose id and text are strings."""
+    if not isinstance(item, Mapping):
+        msg = f"{name} must be an Item(text=…), but got {type(item).__name__}"
+        raise InvalidRequestError(msg)
+    for key in ("id", "text"):
+        value = item.get(key)
+        if value is not None and not isinstance(value, str):
+            msg = f"the {key} of {name} must be a string, but got {type(value).__name__}"
+            raise InvalidRequestError(msg)
+
+
+def encode_item(
+    encoder: Callable[[object], bytes], item: Item, name: str, max_item_bytes: int
+) -> bytes:
+    """Encode one item as it is.
+
+    Raises:
+        InputTooLongError: It is over the server's limit.
+        InvalidRequestError: It holds something that cannot be sent.
+    """
+    fields = {key: value for key, value in item.items() if key != "id" or value is not None}
+    encoded = encode(encoder, fields, name)
+    if len(encoded) > max_item_bytes:
+        _check_text_size(encoder, item, name, max_item_bytes)
+    return encoded
+
+
+def encode_items(
+    encoder: Callable[[object], bytes],
+    items: Sequence[Item],
+    sent_ids: Sequence[str],
+    *,
+    max_item_bytes: int,
+) -> list[bytes]:
+    """Encode a call's items with the ids that travel.
+
+    Raises:
+        InputTooLongError: One is over the server's limit.
+        InvalidRequestError: One holds something that cannot be sent.
+    """
+    encoded: list[bytes] = []
+    for item, item_id in zip(items, sent_ids, strict=True):
+        # The loop of large calls: an item's name is only made up for an error.
+        try:
+            encoded.append(encoder({**item, "id": item_id}))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            encode(encoder, item, f"items[{len(encoded)}]")
+            raise
+        if len(encoded[-1]) > max_item_bytes:
+            _check_text_size(encoder, item, f"items[{len(encoded) - 1}]", max_item_bytes)
+    return encoded
+
+
+def _check_text_size(
+    encoder: Callable[[object], bytes], item: Item, name: str, max_bytes: int
+) -> None:
+    """Count as the server does: the text's UTF-8 and the encoded metadata."""
+    num_bytes = len((item.get("text") or "").encode())
+    if item.get("metadata"):
+        num_bytes += len(encode(encoder, item.get("metadata"), name))
+    if num_bytes > max_bytes:
+        msg = (
+            f"{name} holds {num_bytes} bytes of text and metadata, but a server takes at most "
+            f"{max_bytes} per item; split it into passages"
+        )
+        raise InputTooLongError(msg)
+
+
+def split(
+    items: Sequence[bytes], *, max_items: int, max_bytes: int, max_concurrency: int = 1
+) -> list[Part]:
+    """Cut encoded items into parts of nearly equal length.
+
+    A server's queue holds as many items as one request may have. What does not fit into one request
+    is therefore cut into parts so small that those under way fit into the queue together: with
+    larger ones, a call's own parts keep each other out and wait for Retry-After.
+
+    Args:
+        items: Each at most `max_bytes` long.
+        max_items: Items per request, and in a server's queue.
+        max_bytes: Bytes per part, separators included.
+        max_concurrency: Parts under way at a time.
+    """
+    if not items:
+        return []
+    sizes = [len(item) + 1 for item in items]
+    if len(items) <= max_items and sum(sizes) <= max_bytes:
+        return [Part(0, len(items), list(items))]
+    num_parts = -(-len(items) // max(max_items // max_concurrency, 1))
+    target = -(-len(items) // num_parts)
+    parts: list[Part] = []
+    start = 0
+    while start < len(items):
+        stop = min(start + target, len(items))
+        if sum(sizes[start:stop]) > max_bytes:
+            room = sum(total <= max_bytes for total in accumulate(sizes[start:stop]))
+            stop = start + max(room, 1)
+        parts.append(Part(start, stop, list(items[start:stop])))
+        start = stop
+    return parts
+
+
+def model_path(prefix: str, model: object) -> str:
+    """Return the path of a model's route; slashes in its name stay as they are.
+
+    Raises:
+        InvalidRequestError: The name is blank or no string.
+    """
+    if not isinstance(model, str) or not model.strip():
+        msg = f"model must be a model's name, but got {model!r}"
+        raise InvalidRequestError(msg)
+    try:
+        return f"{prefix}/{quote(model, safe='/:@')}"
+    except UnicodeEncodeError as exc:
+        msg = f"model must be a model's name, but got {model!r}"
+        raise InvalidRequestError(msg) from exc
+
+
+def routing_headers(gpu: str | None, pool: str | None) -> dict[str, str]:
+    """Return the headers that choose machines: `gpu` may be `l4` or, with its pool, `pool/l4`.
+
+    Raises:
+        InvalidRequestError: A name is no string, or cannot stand in a header.
+    """
+    for name, value in (("gpu", gpu), ("pool", pool)):
+        is_text = isinstance(value, str) and value.isascii() and value.isprintable()
+        if value is not None and not (is_text and value.strip()):
+            msg = f"{name} must be a name in plain ASCII, but got {value!r}"
+            raise InvalidRequestError(msg)
+    own_pool, slash, profile = (gpu or "").rpartition("/")
+    chosen = own_pool if slash else pool
+    headers = {"X-SIE-MACHINE-PROFILE": profile, "X-SIE-Pool": chosen or ""}
+    return {name: value.strip() for name, value in headers.items() if value.strip()}
+
+
+def body_headers(body_format: BodyFormat) -> dict[str, str]:
+    """Return the headers of a request with a body."""
+    return {
+        "Content-Type": body_format.content_type,
+        "Accept": body_format.content_type,
+        "X-SIE-SDK-Version": PROTOCOL_VERSION,
+    }
+
+
+def check_options(options: object, name: str = "options") -> dict[str, Any]:
+    """Return `options` as a dictionary.
+
+    Raises:
+        InvalidRequestError: It is no mapping with string keys.
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        msg = f"{name} must be a mapping with string keys, but got {options!r:.80}"
+        raise InvalidRequestError(msg)
+    return dict(options)
+
+
+def max_score_reply_bytes(sent_ids: Sequence[str]) -> int:
+    """Return what a reply with these ids may take: an entry for each, with room to spare."""
+    num_chars = sum(map(len, sent_ids))
+    entries = len(sent_ids) * _SCORE_ENTRY_BYTES + num_chars * _MAX_BYTES_PER_CHAR
+    return _SMALL_REPLY_BYTES + entries
+
+
+def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
+    """Read the reply to one part of a score call.
+
+    Raises:
+        InvalidResponseError: An id is missing, doubled or unknown, a score is not finite, or the
+            reply is no score reply at all.
+    """
+    content = _read_map(reply)
+    entries = content.get("scores")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        msg = f"'scores' must be a list of entries, but got {entries!r:.80}"
+        raise InvalidResponseError(msg)
+    try:
+        scores = _quick_scores(entries, ids) or match_scores(entries, ids)
+    except (OverflowError, TypeError) as exc:  # an integer beyond floats; an id like [] or {}
+        msg = f"the scores cannot be read: {exc}"
+        raise InvalidResponseError(msg) from exc
+    model = content.get("model")
+    if not isinstance(model, str):
+        msg = f"'model' must be a string, but got {model!r:.80}"
+        raise InvalidResponseError(msg)
+    space = content.get("score_space")
+    return PartScores(
+        scores, model, _read_usage(content), space if space in get_args(ScoreSpace) else None
+    )
+
+
+def _quick_scores(entries: list[dict[str, Any]], ids: Sequence[str]) -> list[float] | None:
+    """Do what `match_scores` does for a reply in which all is well; None: look closer."""
+    found = {entry.get("item_id"): entry.get("score") for entry in entries}
+    scores = [found.get(item_id) for item_id in ids]
+    is_whole = len(entries) == len(found) == len(ids)
+    if not is_whole or not all(type(score) is float for score in scores):
+        return None
+    sure = cast("list[float]", scores)
+    return sure if all(map(math.isfinite, sure)) else None
+
+
+def merge_scores(
+    parts: Sequence[PartScores], *, model: str, query_id: str | None, shown_ids: Sequence[str]
+) -> ScoreResult:
+    """Put the parts' scores together into one result, best first; ties keep the items' order."""
+    scores = [score for part in parts for score in part.scores]
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable both ways
+    entries: list[ScoreEntry] = [
+        {"item_id": shown_ids[index], "score": scores[index], "rank": position}
+        for position, index in enumerate(order)
+    ]
+    result = ScoreResult(
+        model=parts[0].model if parts else model, query_id=query_id, scores=entries
+    )
+    usage = _add_usage([part.usage for part in parts])
+    if usage:
+        result["usage"] = usage
+    spaces = {part.score_space for part in parts}
+    space = spaces.pop() if len(spaces) == 1 else None
+    if space is not None:
+        result["score_space"] = space
+    return result
+
+
+def read_embeddings(reply: Reply, ids: Ids, part: Part) -> list[EncodeResult]:
+    """Read the reply to one part of an encode call, in the order of its items.
+
+    Items are matched by the ids sent. A server that does not echo ids answers in order; then no
+    item may carry an id other than the caller's own at that place.
+
+    Raises:
+        InvalidResponseError: Items are missing, doubled or unknown, or no numbers.
+    """
+    content = _read_map(reply)
+    items = content.get("items")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        msg = f"'items' must be a list of maps, but got {items!r:.80}"
+        raise InvalidResponseError(msg)
+    sent = ids.sent[part.start : part.stop]
+    if len(items) != len(sent):
+        msg = f"the reply has {len(items)} items, but {len(sent)} were sent"
+        raise InvalidResponseError(msg)
+    own_ids = ids.given[part.start : part.stop]
+    return [
+        _to_result(item, own_id, position)
+        for position, (item, own_id) in enumerate(
+            zip(_in_order(items, sent, own_ids), own_ids, strict=True)
+        )
+    ]
+
+
+def _in_order(
+    items: list[dict[str, Any]], sent: Sequence[str], own_ids: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    found = {item["id"]: item for item in items if isinstance(item.get("id"), str)}
+    if len(found) == len(items) and set(found) == set(sent):
+        return [found[item_id] for item_id in sent]
+    for item, own_id in zip(items, own_ids, strict=True):
+        if item.get("id") not in (None, own_id):
+            msg = f"the reply has an item {item.get('id')!r:.80} that was not sent, or not there"
+            raise InvalidResponseError(msg)
+    return items
+
+
+def _to_result(item: dict[str, Any], own_id: str | None, position: int) -> EncodeResult:
+    result = EncodeResult()
+    if own_id is not None:
+        result["id"] = own_id
+    dense, multivector, sparse = (
+        item.get("dense"),
+        item.get("multivector"),
+        item.get("sparse"),
+    )
+    what = f"item {position} of the reply"
+    if dense is not None:
+        result["dense"] = _read_vectors(dense, f"'dense' of {what}", ("dims",))
+    if multivector is not None:
+        names = ("num_tokens", "token_dims")
+        result["multivector"] = _read_vectors(multivector, f"'multivector' of {what}", names)
+    if sparse is not None:
+        result["sparse"] = _read_sparse(sparse, f"'sparse' of {what}")
+    if dense is None and multivector is None and sparse is None:
+        msg = f"{what} holds no embedding"
+        raise InvalidResponseError(msg)
+    return result
+
+
+def _read_vectors(
+    value: object, what: str, dimensions: tuple[str, ...]
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Read an array and hold its shape against the dimensions that the reply states."""
+    if not isinstance(value, dict):
+        msg = f"{what} must be a map, but got {type(value).__name__}"
+        raise InvalidResponseError(msg)
+    values = value.get("values")
+    array = to_array(values, what)
+    if array.ndim != len(dimensions):
+        msg = f"{what} must have {len(dimensions)} dimensions, but has the shape {array.shape}"
+        raise InvalidResponseError(msg)
+    is_packed = value.get("dtype") in ("binary", "ubinary")  # eight dimensions to the byte
+    for size, name in zip(array.shape, dimensions, strict=True):
+        if not is_packed and value.get(name) not in (None, size):
+            msg = f"{what} states {name}={value.get(name)!r:.40}, but has the shape {array.shape}"
+            raise InvalidResponseError(msg)
+    if isinstance(values, list) and value.get("dtype") in ("float32", "float16", "int8", "uint8"):
+        return array.astype(value["dtype"])  # JSON does not carry the type of its numbers
+    return array
+
+
+def _read_sparse(value: object, what: str) -> SparseVector:
+    if not isinstance(value, dict):
+        msg = f"{what} must be a map, but got {type(value).__name__}"
+        raise InvalidResponseError(msg)
+    indices = to_array(value.get("indices"), f"the indices of {what}")
+    values = to_array(value.get("values"), f"the values of {what}")
+    if indices.ndim != 1 or indices.shape != values.shape:
+        msg = f"{what} has {indices.shape} indices for {values.shape} values"
+        raise InvalidResponseError(msg)
+    return SparseVector(indices=indices, values=values)
+
+
+def read_models(reply: Reply) -> list[dict[str, Any]]:
+    """Read the list of models.
+
+    Raises:
+        InvalidResponseError: It is none.
+    """
+    models = _read_map(reply).get("models")
+    if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
+        msg = f"'models' must be a list of maps, but got {models!r:.80}"
+        raise InvalidResponseError(msg)
+    return models
+
+
+def read_model(reply: Reply) -> dict[str, Any]:
+    """Read what the server says of one model.
+
+    Raises:
+        InvalidResponseError: It has no name.
+    """
+    content = _read_map(reply)
+    if not isinstance(content.get("name"), str):
+        msg = f"'name' must be a string, but got {content.get('name')!r:.80}"
+        raise InvalidResponseError(msg)
+    return content
+
+
+def read_health(reply: Reply) -> Health:
+    """Read a liveness reply: the word `ok`.
+
+    Raises:
+        InvalidResponseError: It says something else, as another kind of server would.
+    """
+    if reply.body.strip().lower() != b"ok":
+        msg = "an SIE server answers 'ok' here; is this the address of something else?"
+        raise InvalidResponseError(msg)
+    health = Health(status="ok")
+    version = reply.headers.get("x-sie-server-version")
+    if version:
+        health["server_version"] = version
+    return health
+
+
+def _read_map(reply: Reply) -> dict[str, Any]:
+    encoding = reply.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        msg = f"the body is compressed ({encoding}), which was not asked for"
+        raise InvalidResponseError(msg)
+    content = decode(reply.body, reply.content_type)
+    if not isinstance(content, dict):
+        msg = f"the reply must be a map, but is {type(content).__name__}"
+        raise InvalidResponseError(msg)
+    return content
+
+
+def _read_usage(content: Mapping[str, Any]) -> Usage:
+    """Keep the counts that are counts: a wrong one must not spoil a right answer."""
+    usage = Usage()
+    given = content.get("usage")
+    tokens, truncated = (
+        given.get(name) if isinstance(given, dict) else None
+        for name in ("input_tokens", "truncated_items")
+    )
+    if type(tokens) is int and tokens >= 0:
+        usage["input_tokens"] = tokens
+    if type(truncated) is int and truncated >= 0:
+        usage["truncated_items"] = truncated
+    return usage
+
+
+def _add_usage(usages: Sequence[Usage]) -> Usage:
+    total = Usage()
+    for usage in usages:
+        if "input_tokens" in usage:
+            total["input_tokens"] = total.get("input_tokens", 0) + usage["input_tokens"]
+        if "truncated_items" in usage:
+            total["truncated_items"] = total.get("truncated_items", 0) + usage["truncated_items"]
+    return total

@@ -71,11 +71,13 @@ class Backend:
 
     Attributes:
         client: A client, the address of a server, `local`, or `retrieval_order`.
+        arguments: For the constructor of the client that an address or `local` stands for.
         model: What it is asked for instead of the caller's model; its answers are degraded.
         name: How it is called in `served_by`; None means its address or kind.
     """
 
     client: Any
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold a key
     model: str | None = None
     name: str | None = None
 
@@ -402,7 +404,7 @@ class _Chain:
                 model=backend.model,
                 breaker=Breaker(self._breaker),
                 is_last_resort=is_named and given == RETRIEVAL_ORDER,
-                make=functools.partial(_make_client, given, self._is_async) if is_named else None,
+                make=functools.partial(open_backend, backend, self._is_async) if is_named else None,
                 made=None if is_named else given,
                 takes=frozenset() if is_named else _parameters(given.score),
             )
@@ -582,13 +584,15 @@ class AsyncFallbackClient(_Chain):
         await self.close()
 
 
-def _make_client(name: str, is_async: bool) -> Any:
+def open_backend(backend: Backend, is_async: bool) -> Any:
     """Make the client that a string names; a chain needs its own members' dependencies only."""
-    if name == LOCAL:
+    if backend.client == LOCAL:
         local = importlib.import_module("sie_core.local")
-        return local.LocalAsyncClient() if is_async else local.LocalClient()
+        client = local.LocalClient(**backend.arguments)
+        return local.LocalAsyncClient(client) if is_async else client
     remote = importlib.import_module("sie_core.remote")
-    return remote.SIEAsyncClient(name) if is_async else remote.SIEClient(name)
+    kind = remote.SIEAsyncClient if is_async else remote.SIEClient
+    return kind(backend.client, **backend.arguments)
 
 
 def _prepare(link: _Link, call: _ChainCall) -> tuple[Callable[..., Any], dict[str, Any]]:

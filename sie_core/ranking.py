@@ -37,7 +37,7 @@ class Ranking:
         model: The model that was asked for.
         status: `complete`, or `degraded` when the order is not the requested model's.
         served_by: Who answered: `local`, or a server's address.
-        reason: Why the answer is degraded, else None.
+        reason: Why backends before the one that answered did not, else None.
         score_space: `raw` or `probability`; None where the backend does not say.
         usage: Tokens consumed and items truncated, as far as the backend tells.
     """
@@ -49,6 +49,17 @@ class Ranking:
     reason: str | None = None
     score_space: ScoreSpace | None = None
     usage: Usage = field(default_factory=Usage)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What a degraded answer says of itself in a document's metadata; empty otherwise."""
+        if self.status != "degraded":
+            return {}
+        return {
+            "rerank_status": self.status,
+            "rerank_served_by": self.served_by,
+            "rerank_reason": self.reason or "",
+        }
 
     def __iter__(self) -> Iterator[RankedEntry]:
         """Iterate over the entries, best first."""

@@ -7,15 +7,18 @@ pure stands in `_prepare` and `_to_ranking`; `rerank` and `arerank` differ only 
 from __future__ import annotations
 
 import asyncio
-import importlib
+import copy
+import inspect
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
+from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient, open_backend
 from sie_core.ranking import (
     Ranking,
     check_score_space,
@@ -25,13 +28,13 @@ from sie_core.ranking import (
     rank,
 )
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import Item, ScoreSpace, Usage
+from sie_core.types import AsyncScoringClient, Item, ScoreSpace, ScoringClient, Usage
 
-if TYPE_CHECKING:
-    from types import ModuleType
+Fallback = str | ScoringClient | AsyncScoringClient | Backend
+"""`local`, `retrieval_order`, a server's address, or a client."""
 
-    from sie_core.local import LocalClient
-    from sie_core.types import AsyncScoringClient, ScoringClient
+_RUNTIME = ("_lock", "_opened", "_is_warm")
+"""What belongs to one process and is made anew in a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,45 +56,59 @@ class Reranker:
     With no `base_url` (and no `SIE_BASE_URL`) the model runs in this process and is shared with
     every other reranker here that uses the same one. Objects are safe to share between threads
     and event loops, can be copied and pickled, and load nothing before the first call. After
-    `close()` the next call opens everything again.
+    `close()` the next call opens everything again. A pickle carries neither `api_key` nor `token`:
+    the process that unpickles it reads `SIE_API_KEY` and `HF_TOKEN`.
 
     Args:
         model: Model name or folder.
         base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in-process.
+        api_key: Sent to that server only; None means `SIE_API_KEY`.
         client: A client to use instead, such as `LocalClient`; it stays the caller's to close.
         async_client: The same for `arerank`; without one, a given `client` runs in a thread.
+        fallback: Who answers where that fails: `local`, `retrieval_order`, another address or
+            client, or a list of them, asked in turn; None raises the error. See `Ranking.status`.
+        hedge_after_ms: Ask the next of them too where there is no answer after this time.
         top_k: Keep at most this many documents; None keeps all.
         score_threshold: Keep documents with `score >= score_threshold`; None keeps all.
         instruction: Put before the query, for models trained with instructions.
         score_space: `raw` logits or `probability`; None means what the model's own config says.
+            A server that does not say which it gave is refused.
         options: Passed on to the client's `score`, such as `{"max_length": 256}`.
         gpu: Machine profile on a remote cluster, such as `l4`; without meaning in-process.
-        timeout_seconds: Bound on one whole call, loading included; None waits.
+        wait_for_capacity: Remote: wait while the cluster starts a machine.
+        timeout_seconds: Bound on one whole call, loading and retries included; None means 180 on
+            a server, and no bound in-process.
         device: In-process: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA if there, else CPU.
         dtype: In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32.
         max_length: Tokens per pair; None means the model's own maximum.
-        batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
-        revision: Branch, tag or commit of the model on the hub.
-        token: Hub token for gated models.
-        cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
+        batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
+        revision: In-process: branch, tag or commit of the model on the hub.
+        token: In-process: hub token for gated models.
+        cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
 
     Raises:
         InvalidRequestError: An argument is wrong, or two exclude each other.
     """
+
+    _is_warm: bool
 
     def __init__(
         self,
         model: str = DEFAULT_MODEL,
         *,
         base_url: str | None = None,
+        api_key: str | None = None,
         client: ScoringClient | None = None,
         async_client: AsyncScoringClient | None = None,
+        fallback: Fallback | Sequence[Fallback] | None = None,
+        hedge_after_ms: float | None = None,
         top_k: int | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
         score_space: ScoreSpace | None = None,
         options: Mapping[str, Any] | None = None,
         gpu: str | None = None,
+        wait_for_capacity: bool = False,
         timeout_seconds: float | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -104,9 +121,17 @@ class Reranker:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
         check_score_space(score_space)
+        check_timeout_seconds(timeout_seconds)
         _check_text(model=model, instruction=instruction, base_url=base_url)
+        is_given = client is not None or async_client is not None
+        if is_given:
+            _refuse_with_client(
+                base_url=base_url, timeout_seconds=timeout_seconds, device=device, dtype=dtype
+            )
         self.model = model
-        self.base_url = base_url
+        self.base_url = None if is_given else base_url or os.environ.get("SIE_BASE_URL") or None
+        self.fallback = fallback
+        self.hedge_after_ms = hedge_after_ms
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.instruction = instruction
@@ -116,7 +141,7 @@ class Reranker:
         self.timeout_seconds = timeout_seconds
         self.max_length = max_length
         self.batch_size = batch_size
-        self._local_settings = {
+        self._local_arguments = {
             "device": device,
             "dtype": dtype,
             "timeout_seconds": timeout_seconds,
@@ -124,21 +149,16 @@ class Reranker:
             "token": token,
             "cache_dir": cache_dir,
         }
-        self._lock = threading.Lock()
-        self._local: LocalClient | None = None
+        self._remote_arguments = {
+            "api_key": api_key,
+            "timeout_seconds": timeout_seconds,
+            "wait_for_capacity": wait_for_capacity,
+        }
         self._client = client
         self._async_client = async_client
-        if client is not None or async_client is not None:
-            self._refuse_with_client(
-                base_url=base_url, timeout_seconds=timeout_seconds, device=device, dtype=dtype
-            )
-        elif base_url or os.environ.get("SIE_BASE_URL"):
-            address = base_url or os.environ["SIE_BASE_URL"]
-            msg = (
-                f"base_url is {address!r}, but calling a server is not supported yet; leave out "
-                "base_url and unset SIE_BASE_URL to run the model in this process"
-            )
-            raise InvalidRequestError(msg)
+        self._settle()
+        if self.base_url is not None or fallback is not None:
+            self._open(is_async=False)  # connects to nothing, but refuses a wrong address now
 
     def rerank(
         self,
@@ -174,7 +194,9 @@ class Reranker:
         )
         if not call.items:
             return self._to_ranking(call, None)
-        reply = self._sync().score(self.model, call.query, call.items, **call.arguments)
+        reply = self._open(is_async=False).score(
+            self.model, call.query, call.items, **call.arguments
+        )
         return self._to_ranking(call, reply)
 
     async def arerank(
@@ -198,38 +220,57 @@ class Reranker:
         )
         if not call.items:
             return self._to_ranking(call, None)
-        client = self._async()
-        if client is None:  # only a sync client was given: it gets a thread
-            score = self._sync().score
-            reply = await asyncio.to_thread(
-                score, self.model, call.query, call.items, **call.arguments
-            )
-        else:
-            reply = await client.score(self.model, call.query, call.items, **call.arguments)
+        score = self._open(is_async=True).score
+        reply = await score(self.model, call.query, call.items, **call.arguments)
         return self._to_ranking(call, reply)
 
     def warm_up(self) -> None:
-        """Fetch and load the model now, so that the first call does not pay for it.
+        """Fetch and load an in-process model now, so that the first call does not pay for it.
 
-        A given client decides for itself when to load: for it this does nothing.
+        A server, or a client that was given, loads when it sees fit: for those it does nothing.
         """
-        if self._client is None and self._async_client is None:
-            self._open_local().warm_up(self.model)
+        if not self._is_local or self._is_warm:
+            return
+        self._open(is_async=False).score(self.model, Item(text="warm up"), [Item(text="warm up")])
+        self._is_warm = True
 
     async def awarm_up(self) -> None:
         """Do what `warm_up` does, without blocking the event loop."""
         await asyncio.to_thread(self.warm_up)
 
     def close(self) -> None:
-        """Release the model, unless others in this process still hold it. May be called twice."""
-        with self._lock:
-            local, self._local = self._local, None
-        if local is not None:
-            local.close()
+        """Release the model, unless others in this process still hold it, and all connections.
+
+        May be called twice.
+        """
+        opened = self._take_opened()
+        for client in opened:
+            closing = client.close()
+            if inspect.isawaitable(closing):
+                _finish(closing)
 
     async def aclose(self) -> None:
         """Do what `close` does, without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+        for client in self._take_opened():
+            if inspect.iscoroutinefunction(client.close):
+                await client.close()
+            else:
+                await asyncio.to_thread(client.close)
+
+    @property
+    def circuit_states(self) -> dict[str, str]:
+        """With a fallback: whether each backend is asked, rests, or is tried again.
+
+        `closed`: asked; `open`: left alone after failures; `half-open`: one call may try it again.
+        Sync and async calls count their failures apart; the worse state is shown.
+        """
+        chains = [client for client in self._opened.values() if isinstance(client, _CHAINS)]
+        states: dict[str, str] = {}
+        for chain in chains:
+            for name, state in chain.states.items():
+                if states.get(name) in (None, "closed"):
+                    states[name] = state
+        return states
 
     def __enter__(self) -> Self:
         return self
@@ -244,37 +285,93 @@ class Reranker:
         await self.aclose()
 
     def __repr__(self) -> str:
-        is_given = self._client is not None or self._async_client is not None
-        where = "given client" if is_given else "in-process"
+        where = "in-process" if self._is_local else self.base_url or "given client"
         return f"Reranker(model={self.model!r}, {where}, top_k={self.top_k})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process: a copy opens its own."""
-        return {**self.__dict__, "_lock": None, "_local": None}
+        """Leave out secrets, and what belongs to this process."""
+        return {
+            **{name: value for name, value in self.__dict__.items() if name not in _RUNTIME},
+            "_local_arguments": self._local_arguments | {"token": None},
+            "_remote_arguments": self._remote_arguments | {"api_key": None},
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._settle()
 
-    def _sync(self) -> ScoringClient:
-        if self._client is not None:
-            return self._client
-        if self._async_client is not None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Make another with the same settings, secrets included: it stays in this process."""
+        twin = object.__new__(type(self))
+        twin.__setstate__(
+            {
+                name: copy.deepcopy(value, memo)
+                for name, value in self.__dict__.items()
+                if name not in _RUNTIME
+            }
+        )
+        return twin
+
+    def _settle(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: dict[bool, Any] = {}
+        self._is_warm = False
+
+    @property
+    def _is_local(self) -> bool:
+        return self.base_url is None and self._client is None and self._async_client is None
+
+    def _open(self, *, is_async: bool) -> Any:
+        """Return the client that calls go to; make it at the first call."""
+        with self._lock:
+            if is_async not in self._opened:
+                self._opened[is_async] = self._make_client(is_async=is_async)
+            return self._opened[is_async]
+
+    def _take_opened(self) -> list[Any]:
+        """Forget the clients made here, and return them to be closed. Given ones stay open."""
+        with self._lock:
+            opened, self._opened = list(self._opened.values()), {}
+            self._is_warm = False
+        return [client for client in opened if not isinstance(client, _Given)]
+
+    def _make_client(self, *, is_async: bool) -> Any:
+        first, others = self._first_backend(is_async=is_async), self._fallback_backends()
+        if others:
+            kind = AsyncFallbackClient if is_async else FallbackClient
+            return kind(
+                [first, *others],
+                hedge_after_ms=self.hedge_after_ms,
+                timeout_seconds=self.timeout_seconds,
+            )
+        if isinstance(first.client, str):
+            return open_backend(first, is_async)
+        return _Given(first.client, is_async=is_async)
+
+    def _first_backend(self, *, is_async: bool) -> Backend:
+        if self._is_local:
+            return self._backend(LOCAL)
+        if self.base_url is not None:
+            return Backend(client=self.base_url, arguments=self._remote_arguments)
+        if is_async:
+            return self._backend(self._async_client or self._client)
+        if self._client is None:
             msg = "only async_client was given: call arerank, or pass client= for sync calls"
             raise InvalidRequestError(msg)
-        return self._open_local()
+        return self._backend(self._client)
 
-    def _async(self) -> AsyncScoringClient | None:
-        if self._async_client is not None or self._client is not None:
-            return self._async_client
-        client: AsyncScoringClient = _local().LocalAsyncClient(self._open_local())
-        return client
+    def _fallback_backends(self) -> list[Backend]:
+        if self.fallback is None:
+            return []
+        is_one = isinstance(self.fallback, str) or not isinstance(self.fallback, Sequence)
+        others = [self.fallback] if is_one else list(self.fallback)  # type: ignore[arg-type]
+        # Whoever moves from a server to this process by leaving out base_url may leave this as is.
+        return [self._backend(other) for other in others if not (self._is_local and other == LOCAL)]
 
-    def _open_local(self) -> LocalClient:
-        with self._lock:
-            if self._local is None:
-                self._local = _local().LocalClient(**self._local_settings)
-            return self._local
+    def _backend(self, client: Any) -> Backend:
+        if isinstance(client, Backend):
+            return client
+        return Backend(client=client, arguments=self._local_arguments if client == LOCAL else {})
 
     def _prepare(
         self,
@@ -325,29 +422,84 @@ class Reranker:
 
     def _to_ranking(self, call: _Call, reply: Mapping[str, Any] | None) -> Ranking:
         """Match scores to documents through the ids sent, and order them."""
-        scores: list[float | None] = [None] * call.num_documents
         reply = reply or {"scores": []}
-        found = match_scores(reply["scores"], [str(i) for i in call.indices])
-        for index, score in zip(call.indices, found, strict=True):
-            scores[index] = score
+        is_degraded = reply.get("status") == "degraded"
+        scores: list[float | None] = [None] * call.num_documents
+        if reply["scores"] or not is_degraded:  # retrieval order comes without scores
+            found = match_scores(reply["scores"], [str(i) for i in call.indices])
+            for index, score in zip(call.indices, found, strict=True):
+                scores[index] = score
+            self._check_score_space(call, reply)
         return Ranking(
-            entries=rank(scores, top_k=call.top_k, score_threshold=call.score_threshold),
+            entries=rank(
+                scores,
+                top_k=call.top_k,
+                # Another model's scores are not measured against the threshold of this one's.
+                score_threshold=None if is_degraded else call.score_threshold,
+            ),
             model=self.model,
+            status="degraded" if is_degraded else "complete",
+            served_by=reply.get("served_by") or self.base_url or LOCAL,
+            reason=reply.get("reason"),
             score_space=reply.get("score_space"),
             usage=reply.get("usage") or Usage(),
         )
 
-    @staticmethod
-    def _refuse_with_client(**settings: object) -> None:
-        given = [name for name, value in settings.items() if value is not None]
-        if given:
-            msg = f"{', '.join(given)} cannot be combined with a client: set it on the client"
+    def _check_score_space(self, call: _Call, reply: Mapping[str, Any]) -> None:
+        wanted = call.arguments.get("options", {}).get("score_space")
+        got = reply.get("score_space")
+        if call.items and wanted is not None and got != wanted:
+            msg = (
+                f"score_space={wanted!r} was asked for, but the backend gave "
+                f"{got or 'scores without saying which they are'}; leave score_space out to take "
+                "them as they are"
+            )
             raise InvalidRequestError(msg)
 
 
-def _local() -> ModuleType:
-    """Import the engine at first use: importing sie must not import torch."""
-    return importlib.import_module("sie_core.local")
+class _Given:
+    """A client that the caller gave: used as it is, never closed. A sync one gets a thread."""
+
+    def __init__(self, client: Any, *, is_async: bool) -> None:
+        is_native = inspect.iscoroutinefunction(client.score)
+        self.score = client.score if is_native or not is_async else _in_thread(client.score)
+
+
+def _in_thread(score: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    async def call(*positional: Any, **named: Any) -> Any:
+        return await asyncio.to_thread(score, *positional, **named)
+
+    return call
+
+
+_CHAINS = (FallbackClient, AsyncFallbackClient)
+
+
+def _finish(closing: Awaitable[None]) -> None:
+    """Wait for an async close from sync code; inside a running loop it must do so by itself."""
+
+    async def wait() -> None:
+        await closing
+
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(wait())
+        return
+    task = loop.create_task(wait())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Task[None]] = set()
+"""Held until done: the event loop itself holds tasks only weakly."""
+
+
+def _refuse_with_client(**settings: object) -> None:
+    given = [name for name, value in settings.items() if value is not None]
+    if given:
+        msg = f"{', '.join(given)} cannot be combined with a client: set it on the client"
+        raise InvalidRequestError(msg)
 
 
 def _check_text(**values: object) -> None:

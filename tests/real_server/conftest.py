@@ -118,7 +118,7 @@ def find_python() -> Path | None:
     candidates += sorted(root.glob("versions/3.12*/bin/python"), reverse=True)
     for python in candidates:
         asked = [str(python), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
-        answer = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
         if answer.stdout.strip() == "3.12":  # a pyenv shim may answer for another version
             return python
     return None
@@ -145,7 +145,7 @@ def install(python: Path, folder: Path) -> None:
 
 
 def _run(*command: str) -> None:
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         pytest.fail(f"{' '.join(command)} failed:\n{finished.stdout}\n{finished.stderr[-4000:]}")
 
@@ -203,7 +203,7 @@ def start_server(
         ]
         settings = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 command, stdout=output, stderr=output, env=settings, start_new_session=True
             )
         server = RealServer(process, f"http://127.0.0.1:{port}", log)

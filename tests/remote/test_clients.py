@@ -495,11 +495,11 @@ def test_secrets_stay_inside(client_class: Any, monkeypatch: pytest.MonkeyPatch)
     assert KEY not in repr(vars(client))
     pickled = pickle.dumps(client)
     assert KEY.encode() not in pickled
-    lost = pickle.loads(pickled)  # noqa: S301 -- our own
+    lost = pickle.loads(pickled)
     with pytest.raises(AuthenticationError, match="SIE_API_KEY"):
         asyncio.run(lost.score("m", QUERY, items(1)))
     monkeypatch.setenv("SIE_API_KEY", "another-key")
-    found = pickle.loads(pickled)  # noqa: S301 -- our own
+    found = pickle.loads(pickled)
     assert found._endpoint.api_key == "another-key"
     assert copy.deepcopy(client)._endpoint.api_key == KEY
     assert copy.copy(client)._endpoint.api_key == KEY
@@ -510,7 +510,7 @@ def test_copies_keep_their_settings_and_not_the_connections(serve: Any) -> None:
     server = serve(answer)
     with SIEClient(server.url, timeout_s=7, gpu="l4", options={"a": 1}) as client:
         client.score("m", QUERY, items(1))
-        copies = [copy.deepcopy(client), pickle.loads(pickle.dumps(client))]  # noqa: S301
+        copies = [copy.deepcopy(client), pickle.loads(pickle.dumps(client))]
         for twin in copies:
             assert twin.timeout_seconds == 7
             with twin:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import string
+import threading
 from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -119,6 +123,79 @@ def tiny_bert_two_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An XLM-RoBERTa cross-encoder with random weights and no activation in its configuration."""
     return make_xlmr(tmp_path_factory.mktemp("checkpoints") / "tiny-xlmr")
+
+
+@pytest.fixture(scope="session")
+def sie_server(tiny_bert: Path) -> Iterator[str]:
+    """The address of a server that speaks the SIE protocol and scores as `test/tiny-bert`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _ScoreHandler)
+    server.daemon_threads = True
+    server.model_folder = str(tiny_bert)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class _ScoreHandler(BaseHTTPRequestHandler):
+    """Answers as sie-server does, with the scores of a tiny model in this process."""
+
+    protocol_version = "HTTP/1.1"  # keeps connections
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        """Answer what `sie health` asks."""
+        model = {"name": "test/tiny-bert", "outputs": ["score"], "state": "loaded"}
+        if self.path == "/healthz":
+            self._reply(HTTPStatus.OK, b"ok", "text/plain")
+        elif self.path == "/v1/models":
+            self._reply(HTTPStatus.OK, json.dumps({"models": [model]}).encode())
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
+
+    def do_POST(self) -> None:
+        """Score, in msgpack or JSON as the request is."""
+        import msgpack
+
+        from sie_core.local import LocalClient
+
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        is_msgpack = "msgpack" in self.headers.get("Content-Type", "")
+        request = msgpack.unpackb(body) if is_msgpack else json.loads(body)
+        if self.path.removeprefix("/v1/score/").replace("%2F", "/") != "test/tiny-bert":
+            self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
+            return
+        folder = self.server.model_folder  # type: ignore[attr-defined]
+        instruction = request.get("instruction")
+        result = LocalClient().score(
+            folder, request["query"], request["items"], instruction=instruction
+        )
+        reply = {
+            "model": "test/tiny-bert",
+            "query_id": result["query_id"],
+            "scores": result["scores"],
+            "usage": {"input_tokens": result["usage"]["input_tokens"]},
+        }
+        if "msgpack" in self.headers.get("Accept", ""):
+            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
+        else:
+            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
+
+    def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
+        self._reply(status, json.dumps({"detail": {"code": code, "message": message}}).encode())
+
+    def _reply(self, status: HTTPStatus, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-SIE-Server-Version", "0.10.1")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base's name
+        """Log nothing."""
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
+import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 
 from sie_core import Item, LocalAsyncClient, LocalClient, Reranker
-from sie_core.errors import InvalidRequestError
+from sie_core.errors import InvalidRequestError, SIEConnectionError
+from sie_core.fallback import Backend
 
 
 class Recorder:
@@ -141,6 +144,124 @@ def test_probability_is_the_sigmoid_of_raw(tiny_bert: Path) -> None:
         assert p.score == pytest.approx(1 / (1 + math.exp(-(r.score or 0))))
 
 
+NOWHERE = "http://127.0.0.1:9"
+"""A port that nothing listens on."""
+
+
+def test_one_argument_moves_it_to_a_server(tiny_bert: Path, sie_server: str) -> None:
+    """With `base_url` the same call is answered by a server, which the ranking names."""
+    documents = ["museum", "", "paris", "how tall is the tower"]
+    local = Reranker(str(tiny_bert), score_threshold=-1e6).rerank("berlin", documents)
+    with Reranker("test/tiny-bert", base_url=sie_server, score_threshold=-1e6) as reranker:
+        remote = reranker.rerank("berlin", documents)
+    assert [e.index for e in remote] == [e.index for e in local]
+    for there, here in zip(remote, local, strict=True):
+        assert there.score == pytest.approx(here.score, abs=1e-4)
+    assert remote.served_by == sie_server
+    assert remote.score_space is None
+
+
+def test_the_environment_names_the_server(sie_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`SIE_BASE_URL` is used where no `base_url` is given."""
+    monkeypatch.setenv("SIE_BASE_URL", sie_server)
+    with Reranker("test/tiny-bert") as reranker:
+        assert reranker.rerank("berlin", ["museum"]).served_by == sie_server
+
+
+def test_without_a_fallback_a_server_that_is_not_there_is_an_error() -> None:
+    """Nothing is degraded unless the user allowed it."""
+    with (
+        Reranker("m", base_url=NOWHERE, timeout_seconds=2) as reranker,
+        pytest.raises(SIEConnectionError, match=r"127\.0\.0\.1:9"),
+    ):
+        reranker.rerank("berlin", ["museum"])
+
+
+async def test_retrieval_order_is_the_last_resort() -> None:
+    """Candidates come back as they were, unscored, uncut by the threshold, and marked."""
+    async with Reranker(
+        "m", base_url=NOWHERE, timeout_seconds=5, fallback="retrieval_order", score_threshold=0.5
+    ) as reranker:
+        for ranking in (
+            await asyncio.to_thread(reranker.rerank, "berlin", ["b", "", "a"], top_k=2),
+            await reranker.arerank("berlin", ["b", "", "a"], top_k=2),
+        ):
+            assert [(e.index, e.score) for e in ranking] == [(0, None), (1, None)]
+            assert ranking.status == "degraded"
+            assert ranking.served_by == "retrieval_order"
+            assert NOWHERE in (ranking.reason or "")
+            assert ranking.marks["rerank_status"] == "degraded"
+
+
+def test_falling_back_to_this_process_is_complete_and_says_why(tiny_bert: Path) -> None:
+    """The same model elsewhere gives the same order: complete, with a reason and no marks."""
+    with Reranker(str(tiny_bert), base_url=NOWHERE, fallback="local", top_k=1) as reranker:
+        ranking = reranker.rerank("berlin", ["museum", "paris"])
+    assert (ranking.status, ranking.served_by) == ("complete", "local")
+    assert NOWHERE in (ranking.reason or "")
+    assert ranking.marks == {}
+    expected = Reranker(str(tiny_bert), top_k=1).rerank("berlin", ["museum", "paris"])
+    assert ranking.entries == expected.entries
+
+
+def test_another_models_answer_is_degraded_and_not_cut() -> None:
+    """A fallback with a model of its own gives scores, which the threshold is not for."""
+    client = Recorder()
+    backend = Backend(client=client, model="small", name="spare")
+    with Reranker("m", base_url=NOWHERE, fallback=backend, score_threshold=99) as reranker:
+        ranking = reranker.rerank("q", ["a", "bb"])
+    assert [e.index for e in ranking] == [1, 0]
+    assert (ranking.status, ranking.served_by) == ("degraded", "spare")
+    assert client.calls[0][0] == "small"
+
+
+def test_a_dead_server_is_left_alone_after_a_while(tiny_bert: Path) -> None:
+    """The circuit opens after failures in a row, and its state can be seen."""
+    with Reranker(str(tiny_bert), base_url=NOWHERE, fallback="local") as reranker:
+        assert reranker.circuit_states == {NOWHERE: "closed", "local": "closed"}
+        for _ in range(4):
+            reranker.rerank("berlin", ["museum"])
+        assert reranker.circuit_states == {NOWHERE: "open", "local": "closed"}
+
+
+def test_fallback_local_without_a_server_is_no_chain(tiny_bert: Path) -> None:
+    """Leaving out `base_url` moves back into the process; `fallback` may stay as it is."""
+    ranking = Reranker(str(tiny_bert), fallback="local").rerank("berlin", ["museum"])
+    assert (ranking.served_by, ranking.reason) == ("local", None)
+
+
+def test_a_score_space_that_the_server_does_not_confirm_is_refused(sie_server: str) -> None:
+    """Asked for probabilities, scores of an unknown kind are not passed off as such."""
+    with (
+        Reranker("test/tiny-bert", base_url=sie_server, score_space="probability") as reranker,
+        pytest.raises(InvalidRequestError, match="score_space='probability' was asked for"),
+    ):
+        reranker.rerank("berlin", ["museum"])
+
+
+def test_secrets_stay_in_the_process(sie_server: str) -> None:
+    """Neither repr nor pickle carries api_key or token; a deep copy has them and works."""
+    reranker = Reranker("test/tiny-bert", base_url=sie_server, api_key="k-SECRET", token="t-SECRET")  # noqa: S106
+    reranker.rerank("berlin", ["museum"])
+    assert "SECRET" not in repr(reranker)
+    assert b"SECRET" not in pickle.dumps(reranker)
+    twin = copy.deepcopy(reranker)
+    assert twin._remote_arguments["api_key"] == "k-SECRET"
+    for other in (twin, pickle.loads(pickle.dumps(reranker)), reranker):
+        assert len(other.rerank("berlin", ["museum"])) == 1
+        other.close()
+
+
+async def test_closing_from_inside_a_running_loop(sie_server: str) -> None:
+    """`close` may be called from sync code that runs in a loop; the connections do close."""
+    reranker = Reranker("test/tiny-bert", base_url=sie_server)
+    await reranker.arerank("berlin", ["museum"])
+    reranker.close()
+    await asyncio.sleep(0)
+    assert len(await reranker.arerank("berlin", ["museum"])) == 1
+    await reranker.aclose()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -149,6 +270,10 @@ def test_probability_is_the_sigmoid_of_raw(tiny_bert: Path) -> None:
         ({"score_space": "logits"}, "score_space must be 'raw' or 'probability'"),
         ({"model": 5}, "model must be a string, but got int: 5"),
         ({"instruction": 5}, "instruction must be a string, but got int: 5"),
+        ({"base_url": "localhost:8080"}, "base_url"),
+        ({"fallback": "locale"}, "'local' or 'retrieval_order', but got 'locale'"),
+        ({"fallback": ["retrieval_order", "local"], "base_url": "http://x"}, "put it last"),
+        ({"timeout_seconds": 0}, "timeout_seconds must be a positive number"),
         ({"client": Recorder(), "device": "cpu"}, "device cannot be combined with a client"),
         ({"client": Recorder(), "base_url": "http://x"}, "base_url cannot be combined"),
     ],

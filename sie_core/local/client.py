@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -54,7 +54,8 @@ class LocalClient:
     """Score with a model that runs in this process.
 
     Clients are cheap: a model is loaded at its first use, once per process, whatever number of
-    clients use it. Safe to share between threads; can be copied and pickled.
+    clients use it. Safe to share between threads; can be copied and pickled. A pickle does not
+    carry the token: the process that unpickles it reads `HF_TOKEN`.
 
     Args:
         device: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA where there is one, else CPU.
@@ -158,12 +159,18 @@ class LocalClient:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep what was asked for; another process chooses its device anew."""
+        """Keep what was asked for, without the token; another process chooses its device anew."""
         return {
             "timeout_seconds": self.timeout_seconds,
             "_engine": self._engine,
-            "_sources": self._sources,
+            "_sources": replace(self._sources, token=None),
         }
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        """Make another with the same settings, the token included: it stays in this process."""
+        twin = object.__new__(type(self))
+        twin.__setstate__(self.__getstate__() | {"_sources": self._sources})
+        return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

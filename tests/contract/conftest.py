@@ -7,14 +7,16 @@ component joins the suite by a class here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from sie_core import Item, LocalAsyncClient, LocalClient, Reranker
+from sie_core import Item, LocalAsyncClient, LocalClient, Reranker, SIEAsyncClient, SIEClient
+from sie_core.fallback import AsyncFallbackClient, FallbackClient
 
 Texts = Sequence[str | None]
 
@@ -33,6 +35,7 @@ class Client(Protocol):
     """A backend: the calls of an SIE client."""
 
     model: str
+    counts_truncation: bool
 
     def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
         """Score with the backend's tiny model."""
@@ -42,6 +45,9 @@ class Subject(Protocol):
     """A component, or the Reranker: documents in, documents out."""
 
     has_none: bool
+    """Whether its documents can have None for a text."""
+    server: str | None
+    """Address of the server that scores; None in-process."""
 
     def make(self, model: str, **settings: Any) -> Any:
         """Construct it with the core's names for settings (`top_k`, `score_threshold`, …)."""
@@ -70,29 +76,86 @@ def metadata(position: int) -> dict[str, Any]:
 class Local:
     """`LocalClient`."""
 
-    def __init__(self, folder: Path) -> None:
+    counts_truncation = True
+
+    def __init__(self, folder: Path, server: str) -> None:  # noqa: ARG002  others need it
         self.model = str(folder)
-        self.client = LocalClient()
+        self.client: Any = LocalClient()
 
     def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
-        return self.client.score(self.model, Item(text=query), items, **options)
+        reply = self.client.score(self.model, Item(text=query), items, **options)
+        return asyncio.run(self.awaited(reply)) if inspect.isawaitable(reply) else reply
+
+    async def awaited(self, reply: Any) -> Mapping[str, Any]:
+        return await reply
+
+    def close(self) -> None:
+        closing = self.client.close()
+        if inspect.isawaitable(closing):
+            asyncio.run(self.awaited(closing))
 
 
 class LocalAsync(Local):
     """`LocalAsyncClient`."""
 
-    def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
-        client = LocalAsyncClient(self.client)
-        return asyncio.run(client.score(self.model, Item(text=query), items, **options))
+    def __init__(self, folder: Path, server: str) -> None:
+        super().__init__(folder, server)
+        self.client = LocalAsyncClient(LocalClient())
 
 
-_CLIENTS = {"LocalClient": Local, "LocalAsyncClient": LocalAsync}
+class Remote(Local):
+    """`SIEClient`."""
+
+    counts_truncation = False  # the protocol's usage has no such count
+
+    def __init__(self, folder: Path, server: str) -> None:  # noqa: ARG002
+        self.model = "test/tiny-bert"
+        self.client = SIEClient(server)
+
+
+class RemoteAsync(Remote):
+    """`SIEAsyncClient`."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        super().__init__(folder, server)
+        self.client = SIEAsyncClient(server)
+
+
+class Chain(Local):
+    """`FallbackClient`: a server that is not there, then this process."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        super().__init__(folder, server)
+        self.client = FallbackClient([NOWHERE, "local"])
+
+
+class ChainAsync(Local):
+    """`AsyncFallbackClient`, the same."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        super().__init__(folder, server)
+        self.client = AsyncFallbackClient([NOWHERE, "local"])
+
+
+NOWHERE = "http://127.0.0.1:9"
+"""A port that nothing listens on."""
+
+_CLIENTS = {
+    "LocalClient": Local,
+    "LocalAsyncClient": LocalAsync,
+    "SIEClient": Remote,
+    "SIEAsyncClient": RemoteAsync,
+    "FallbackClient": Chain,
+    "AsyncFallbackClient": ChainAsync,
+}
 
 
 @pytest.fixture(params=_CLIENTS)
-def client(request: pytest.FixtureRequest, tiny_bert: Path) -> Client:
+def client(request: pytest.FixtureRequest, tiny_bert: Path, sie_server: str) -> Iterator[Client]:
     """Each backend in turn."""
-    return _CLIENTS[request.param](tiny_bert)
+    client = _CLIENTS[request.param](tiny_bert, sie_server)
+    yield client
+    client.close()
 
 
 # --- components ----------------------------------------------------------------------------------
@@ -126,7 +189,7 @@ class BareReranker:
     def chosen(self, documents: list[Any], ranking: Any) -> list[Any]:
         originals = [documents[entry.index] for entry in ranking]
         return [
-            Plain(document.id, document.text, entry.score, document.metadata)
+            Plain(document.id, document.text, entry.score, document.metadata | ranking.marks)
             for document, entry in zip(originals, ranking, strict=True)
         ]
 
@@ -284,7 +347,33 @@ _SUBJECTS = {
 }
 
 
+class OnServer:
+    """A component that scores on a server: the same, with `base_url` and the model's name there."""
+
+    def __init__(self, subject: Any, server: str) -> None:
+        self.subject = subject
+        self.server = server
+
+    def make(self, model: str, **settings: Any) -> Any:
+        name = model if model == "/no/such/model" else "test/tiny-bert"
+        return self.subject.make(name, base_url=self.server, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.subject, name)
+
+
+@pytest.fixture(params=[f"{name}-{place}" for name in _SUBJECTS for place in ("local", "server")])
+def subject(request: pytest.FixtureRequest, sie_server: str) -> Subject:
+    """Each component's sync and async face in turn, in this process and on a server."""
+    name, place = request.param.split("-")
+    subject: Any = _SUBJECTS[name]()
+    subject.server = None
+    return subject if place == "local" else OnServer(subject, sie_server)
+
+
 @pytest.fixture(params=_SUBJECTS)
-def subject(request: pytest.FixtureRequest) -> Subject:
-    """Each component's sync and async face in turn."""
-    return _SUBJECTS[request.param]()
+def local_subject(request: pytest.FixtureRequest) -> Subject:
+    """Each component's sync and async face in turn, in this process."""
+    subject: Any = _SUBJECTS[request.param]()
+    subject.server = None
+    return subject

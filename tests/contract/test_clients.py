@@ -92,7 +92,10 @@ def test_7_solo_batched_and_shared_scoring_agree(client: Any) -> None:
 
 
 def test_8_truncation_is_counted(client: Any) -> None:
-    """The reply says how many items lost their end."""
+    """The reply says how many items lost their end, where the backend's protocol can say it."""
+    if not client.counts_truncation:
+        assert "truncated_items" not in client.score(QUERY, items(TEXTS))["usage"]
+        return
     assert client.score(QUERY, items(TEXTS))["usage"]["truncated_items"] == 1
     assert client.score(QUERY, items(TEXTS[:3]))["usage"]["truncated_items"] == 0
 
@@ -111,8 +114,8 @@ def test_12_copies_give_the_same_scores(client: Any) -> None:
         assert by_id(twin.score(QUERY, items(TEXTS))) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("bad", [["bare"], [{"id": 3, "text": "a"}], [{"id": "a"}]])
+@pytest.mark.parametrize("bad", [["bare"], [{"id": 3, "text": "a"}], [{"text": 5}]])
 def test_bad_items_are_refused_before_anything_is_computed(client: Any, bad: list[Any]) -> None:
-    """Bare strings, ids that are no strings and items without text are named."""
+    """Bare strings, and ids or texts that are no strings, are named."""
     with pytest.raises(InvalidRequestError, match=r"items\[0\]"):
         client.score(QUERY, bad)

@@ -88,7 +88,7 @@ class _Faulty:
 
 @pytest.mark.parametrize("fault", ["missing", "duplicate", "unknown", "nan"])
 def test_1_a_wrong_reply_is_an_error_never_a_zero(
-    subject: Any, model: str, fault: str, monkeypatch: pytest.MonkeyPatch
+    local_subject: Any, model: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Missing, doubled, unknown and non-finite scores raise, in every component."""
 
@@ -103,7 +103,24 @@ def test_1_a_wrong_reply_is_an_error_never_a_zero(
     monkeypatch.setattr(sie_core.local, "LocalClient", lambda **_: Faulty(fault))
     monkeypatch.setattr(sie_core.local, "LocalAsyncClient", FaultyAsync)
     with pytest.raises(InvalidResponseError):
-        rerank(subject, model, TEXTS)
+        rerank(local_subject, model, TEXTS)
+
+
+def test_1_a_degraded_answer_says_so(local_subject: Any, model: str) -> None:
+    """A dead server and `fallback="retrieval_order"`: nothing lost, nothing scored, all marked."""
+    component = local_subject.make(
+        model, base_url="http://127.0.0.1:9", fallback="retrieval_order", score_threshold=0.5
+    )
+    documents = local_subject.documents(TEXTS)
+    views = [local_subject.view(d) for d in local_subject.rerank(component, QUERY, documents)]
+    component.close()
+    assert ids(views) == [f"doc-{i}" for i in range(len(TEXTS))]
+    assert {view.score for view in views} == {None}
+    for view in views:
+        assert view.metadata["rerank_status"] == "degraded"
+        assert view.metadata["rerank_served_by"] == "retrieval_order"
+        assert "127.0.0.1:9" in view.metadata["rerank_reason"]
+    assert all("rerank_status" not in local_subject.view(d).metadata for d in documents)
 
 
 def test_2_ties_keep_retrieval_order(subject: Any, model: str) -> None:
@@ -241,7 +258,7 @@ class _Poison:
 
 
 def test_10_nothing_from_a_model_folder_is_executed(
-    subject: Any, model: str, tmp_path: Path
+    local_subject: Any, model: str, tmp_path: Path
 ) -> None:
     """Pickled weights and modelling code in a folder are refused or ignored, never run."""
     folder, trace = tmp_path / "hostile", tmp_path / "executed"
@@ -250,7 +267,7 @@ def test_10_nothing_from_a_model_folder_is_executed(
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Poison(trace)))
     (folder / "modeling.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
     with pytest.raises(ModelError, match="pickle"):
-        rerank(subject, str(folder), TEXTS)
+        rerank(local_subject, str(folder), TEXTS)
     assert not trace.exists()
 
 

@@ -332,6 +332,8 @@ def test_copies_work_and_carry_no_weights(tiny_bert: Path) -> None:
         assert twin.timeout_seconds == 60
         assert by_id(twin.score(str(tiny_bert), QUERY, items(TEXTS))) == expected
     assert "hf_secret" not in repr(client)
+    assert b"hf_secret" not in frozen
+    assert copy.deepcopy(client)._sources.token == "hf_secret"  # noqa: S105
 
 
 @pytest.mark.usefixtures("released")

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import math
 import pickle
+import random
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,6 +121,43 @@ async def test_async_context_and_warm_up(tiny_bert: Path) -> None:
         await reranker.awarm_up()
         assert len(REGISTRY.loaded()) == 1
     assert REGISTRY.loaded() == []
+
+
+def test_32_threads_on_one_reranker_get_their_solo_scores(tiny_bert: Path) -> None:
+    """2,000 calls with different queries, sizes and lengths: same scores, same truncation."""
+    generator = random.Random(17)
+    words = ["berlin", "museum", "population", "python", "😀", "naïve", "tower", "language", "of"]
+
+    def text(longest: int) -> str:
+        return " ".join(generator.choices(words, k=generator.randrange(1, longest)))
+
+    calls = [
+        (
+            text(25),
+            [text(generator.choice([10, 60, 200])) for _ in range(generator.randrange(1, 7))],
+        )
+        for _ in range(80)
+    ]
+    reranker = Reranker(str(tiny_bert))
+    solo = [reranker.rerank(*call) for call in calls]
+    assert sum(ranking.usage["truncated_items"] for ranking in solo) > 20
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        order = random.Random(seed)
+        for i in order.choices(range(len(calls)), k=63):
+            ranking, expected = reranker.rerank(*calls[i]), solo[i]
+            scores = {entry.index: entry.score for entry in ranking}
+            solo_scores = {entry.index: entry.score for entry in expected}
+            if scores != pytest.approx(solo_scores, abs=1e-4) or ranking.usage != expected.usage:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_usage_and_score_space_are_reported(tiny_bert: Path) -> None:

@@ -1,13 +1,13 @@
 """Bytes to values and back: msgpack and JSON, with limits on what a reply may unfold into.
 
-A body is put together from values encoded one by one, so that a call's items are encoded once,
-their sizes are known, and any run of them can be sent as one request.
+A body is put together from encoded values. The items of a small call are encoded in one go; those
+of a large one singly, so that their sizes are known and any run of them can be sent as one request.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgpack
@@ -24,6 +24,7 @@ they claim, so an unlimited one is an attack of five bytes; the nesting is limit
 
 _MAX_MAP_ITEMS: Final = 1 << 12
 _MAX_DIMENSIONS: Final = 4
+_RUN_BUFFER_BYTES: Final = 64 * 1024
 _BUFFER_BYTES: Final = 8192  # grows at need; the default of 1 MiB costs more than it saves
 _ARRAY_TYPES: Final = frozenset(
     f"{order}{kind}"
@@ -42,8 +43,18 @@ class BodyFormat(Protocol):
         """Make a function that encodes one value; not to be shared between threads."""
         ...
 
-    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes]) -> bytes:
-        """Put encoded values into a map: the fields by name, and the items as a list."""
+    def run(self, values: Iterable[object]) -> bytes:
+        """Encode values as they stand in a list, one behind the other."""
+        ...
+
+    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes], count: int) -> bytes:
+        """Put encoded values into a map: the fields by name, and the items as a list.
+
+        Args:
+            fields: Names and encoded values.
+            items: Encoded items, or runs of them.
+            count: How many items that is.
+        """
         ...
 
 
@@ -57,12 +68,19 @@ class _Msgpack:
         ).pack
         return pack
 
-    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes]) -> bytes:
+    def run(self, values: Iterable[object]) -> bytes:
+        packer = msgpack.Packer(default=_array_to_map, buf_size=_RUN_BUFFER_BYTES, autoreset=False)
+        for value in values:
+            packer.pack(value)
+        written: bytes = packer.bytes()
+        return written
+
+    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes], count: int) -> bytes:
         packer = msgpack.Packer(buf_size=_BUFFER_BYTES)
         chunks = [packer.pack_map_header(len(fields) + 1)]
         for name, value in fields:
             chunks += (packer.pack(name), value)
-        chunks += (packer.pack("items"), packer.pack_array_header(len(items)))
+        chunks += (packer.pack("items"), packer.pack_array_header(count))
         chunks += items
         return b"".join(chunks)  # one copy: a body may be 33 MiB
 
@@ -77,7 +95,10 @@ class _Json:
         ).encode
         return lambda value: encode(value).encode()
 
-    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes]) -> bytes:
+    def run(self, values: Iterable[object]) -> bytes:
+        return self.encoder()(list(values))[1:-1]
+
+    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes], count: int) -> bytes:  # noqa: ARG002
         named = b"".join(json.dumps(name).encode() + b":" + value + b"," for name, value in fields)
         return b'{%b"items":[%b]}' % (named, b",".join(items))
 

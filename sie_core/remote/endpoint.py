@@ -257,6 +257,11 @@ class Endpoint:
         taken = sum(len(value) for _, value in fields) + _ENVELOPE_BYTES
         left = self.settings.max_request_bytes - taken
         settings = self.settings
+        if len(items) <= settings.max_items:
+            run = wire.encode_run(self.body_format, items, sent_ids)
+            # A whole that is no longer than one item may be has none that is too long.
+            if run is not None and len(run) <= min(left, settings.max_item_bytes):
+                return [Part(0, len(items), [run])] if items else []
         encoded = wire.encode_items(
             encoder, items, sent_ids, max_item_bytes=settings.max_item_bytes
         )
@@ -276,7 +281,7 @@ class Endpoint:
 
     def _body(self, part: Part, fields: Sequence[tuple[str, bytes]]) -> Callable[[], bytes]:
         """Return what writes a part's body: as late as possible, since it repeats the items."""
-        return lambda: self.body_format.body(fields, part.items)
+        return lambda: self.body_format.body(fields, part.items, part.stop - part.start)
 
 
 def _score_reader(sent_ids: Sequence[str]) -> Callable[[wire.Reply], PartScores]:

@@ -109,7 +109,7 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of a call's items that fits into one request, encoded."""
+    """Some of a call's items, in a row, that fit into one request: encoded, singly or at once."""
 
     start: int
     stop: int
@@ -135,15 +135,18 @@ def check_items(items: object) -> Sequence[Item]:
     if isinstance(items, Mapping | str | bytes) or not isinstance(items, Sequence):
         msg = f"items must be a list of Item(text=…), but got {type(items).__name__}"
         raise InvalidRequestError(msg)
-    for index, item in enumerate(items):
-        if not _is_item(item):
+    if not _are_plain(items):
+        for index, item in enumerate(items):
             check_item(item, f"items[{index}]")
     return items
 
 
-def _is_item(item: object) -> bool:
-    """Recognise the usual item quickly; `check_item` judges the others."""
-    return type(item) is dict and type(item.get("text")) is str and type(item.get("id", "")) is str
+def _are_plain(items: Sequence[Any]) -> bool:
+    """Recognise the usual items quickly; `check_item` judges the others."""
+    if not set(map(type, items)) <= {dict}:
+        return False
+    texts, ids = [item.get("text") for item in items], [item.get("id") for item in items]
+    return set(map(type, texts)) <= {str} and set(map(type, ids)) <= {str, type(None)}
 
 
 def check_item(item: object, name: str) -> None:
@@ -172,6 +175,21 @@ def encode_item(
     if len(encoded) > max_item_bytes:
         _check_text_size(encoder, item, name, max_item_bytes)
     return encoded
+
+
+def encode_run(
+    body_format: BodyFormat, items: Sequence[Item], sent_ids: Sequence[str]
+) -> bytes | None:
+    """Encode a call's items at once; None where one of them has to be looked at singly."""
+    # A generator: a list of hundreds of dictionaries would set the garbage collector to work.
+    values = (
+        item if item.get("id") == item_id else {**item, "id": item_id}
+        for item, item_id in zip(items, sent_ids, strict=True)
+    )
+    try:
+        return body_format.run(values)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None
 
 
 def encode_items(
@@ -321,7 +339,7 @@ def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
     """
     content = _read_map(reply)
     entries = content.get("scores")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or set(map(type, entries)) - {dict}:
         msg = f"'scores' must be a list of entries, but got {entries!r:.80}"
         raise InvalidResponseError(msg)
     try:
@@ -342,9 +360,9 @@ def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
 def _quick_scores(entries: list[dict[str, Any]], ids: Sequence[str]) -> list[float] | None:
     """Do what `match_scores` does for a reply in which all is well; None: look closer."""
     found = {entry.get("item_id"): entry.get("score") for entry in entries}
-    scores = [found.get(item_id) for item_id in ids]
+    scores = list(map(found.get, ids))
     is_whole = len(entries) == len(found) == len(ids)
-    if not is_whole or not all(type(score) is float for score in scores):
+    if not is_whole or set(map(type, scores)) != {float}:
         return None
     sure = cast("list[float]", scores)
     return sure if all(map(math.isfinite, sure)) else None

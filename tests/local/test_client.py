@@ -378,7 +378,7 @@ def test_one_async_client_works_in_several_event_loops(tiny_bert: Path) -> None:
 
 
 def test_32_threads_get_their_own_scores(tiny_bert: Path, tiny_xlmr: Path) -> None:
-    """2,000 calls of random sizes, lengths and maxima from 32 threads equal their solo scores."""
+    """2,000 calls to two models with several maximum lengths at once equal their solo scores."""
     generator = random.Random(5)
     words = [
         "berlin",

@@ -58,7 +58,7 @@ def test_a_body_is_the_sum_of_its_values(
     """Values encoded one by one make the same body as the whole would."""
     encoder = body_format.encoder()
     encoded = [(name, encoder(value)) for name, value in fields.items() if name != "items"]
-    body = body_format.body(encoded, [encoder(item) for item in items])
+    body = body_format.body(encoded, [encoder(item) for item in items], len(items))
     expected = {**{name: fields[name] for name, _ in encoded}, "items": items}
     assert decode(body, body_format.content_type) == expected
 

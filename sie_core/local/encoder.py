@@ -79,12 +79,6 @@ class PairEncoder:
             ModelLoadError: Files are missing or broken, or weights do not fit the architecture.
         """
         config = _read_config(files)
-        if config.model_type not in _HEADS:
-            msg = (
-                f"{files.name} has the architecture {config.model_type!r}; this engine scores with "
-                f"sequence classifiers of the types {', '.join(sorted(_HEADS))}"
-            )
-            raise UnsupportedModelError(msg)
         check_num_labels(config)
         try:
             with _no_progress_bar():
@@ -170,11 +164,19 @@ def _split(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
 
 
 def _read_config(files: ModelFiles) -> Any:
+    path = files.folder / "config.json"
     try:
+        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        if model_type not in _HEADS:  # asked first: transformers knows no types but its own
+            msg = (
+                f"{files.name} has the architecture {model_type!r}; this engine scores with "
+                f"sequence classifiers of the types {', '.join(sorted(_HEADS))}"
+            )
+            raise UnsupportedModelError(msg)
         return AutoConfig.from_pretrained(
             files.folder, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as exc:
+    except (OSError, ValueError, KeyError, AttributeError) as exc:
         msg = f"config.json of {files.name} in {files.folder} could not be read: {exc}"
         raise ModelLoadError(msg) from exc
 

@@ -249,6 +249,10 @@ def test_broken_weights_are_a_clear_error(tiny_bert: Path, tmp_path: Path) -> No
     ("change", "complaint"),
     [
         ({"model_type": "gpt2"}, "architecture 'gpt2'.*bert, roberta, xlm-roberta"),
+        (
+            {"model_type": "made-up", "auto_map": {"AutoConfig": "modeling.Config"}},
+            "architecture 'made-up'.*bert, roberta, xlm-roberta",
+        ),
         ({"id2label": {"0": "a", "1": "b", "2": "c"}}, r"3 labels \(a, b, c\)"),
         ({"sentence_transformers": {"activation_fn": "os.system"}}, "activation 'os.system'"),
     ],

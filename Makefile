@@ -7,6 +7,7 @@
 #   make check         lint, types, import contracts
 #   make format        format the code
 #   make test-slow     the tests marked slow
+#   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
 #   make bench         measurements
 #   make clean         remove what the above made
 #
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow check format bench clean
+.PHONY: setup fetch demo test test-checkout test-slow test-real-server check format bench clean
 
 setup: $(INSTALLED)
 
@@ -56,6 +57,9 @@ test-checkout: fetch
 test-slow: fetch
 	$(call step,Testing what takes long,$(BIN)/python -m pytest -m slow)
 
+test-real-server: $(INSTALLED)
+	$(call step,Testing against sie-server itself,$(BIN)/python -m pytest -m real_server tests/real_server)
+
 check: $(INSTALLED)
 	$(call step,Formatting (ruff format),$(BIN)/ruff format --check -q .)
 	$(call step,Lint (ruff check),$(BIN)/ruff check -q .)
@@ -68,6 +72,7 @@ format: $(INSTALLED)
 
 bench: fetch
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/remote_overhead.py
 
 clean:
 	rm -rf $(VENV) .build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import string
 import threading
 from collections.abc import Iterator
@@ -102,6 +103,19 @@ def _no_server_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a developer's own SIE_BASE_URL out of the tests."""
     monkeypatch.delenv("SIE_BASE_URL", raising=False)
     monkeypatch.delenv("SIE_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_heed_ctrl_c() -> Iterator[None]:
+    """Let SIGINT end what tests start, also where a shell started these in its background.
+
+    It does so with SIGINT ignored, and children inherit that.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

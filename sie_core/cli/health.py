@@ -6,18 +6,21 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import sie_core
+from sie_core.cli.terminal import printable
 from sie_core.errors import ModelNotFoundError, ServerError
-from sie_core.remote import SIEClient
-from sie_core.remote.wire import PROTOCOL_VERSION
 from sie_core.types import Item
+
+if TYPE_CHECKING:
+    from sie_core.remote import SIEClient
 
 _T = TypeVar("_T")
 
@@ -30,8 +33,8 @@ class Report:
     """What was found out, in the order in which it was asked."""
 
     url: str
+    protocol_version: str
     client_version: str = sie_core.__version__
-    protocol_version: str = PROTOCOL_VERSION
     server_version: str | None = None
     health_ms: float | None = None
     models: list[dict[str, Any]] = field(default_factory=list)
@@ -44,7 +47,7 @@ class Report:
 def health(
     url: Annotated[
         str | None,
-        typer.Argument(help="Address of the server; else SIE_BASE_URL.", show_default=False),
+        typer.Argument(metavar="URL", help="Address of the server.", show_default="SIE_BASE_URL"),
     ] = None,
     *,
     model: Annotated[
@@ -58,14 +61,17 @@ def health(
 ) -> None:
     """Ask a server whether it is alive, which models it has, and how fast it answers.
 
-    Only a model that is loaded is probed, so that asking does not make a server load one; name it
-    with --model to probe it all the same. A server that cannot be reached ends this with exit
-    code 1.
+    Only a model that is loaded is probed, so as not to make a server load one.
+    Name it with --model to probe it all the same.
+    The server's key is read from SIE_API_KEY.
+    Exit code 1 means that the server cannot be reached, or is not well.
     """
+    from sie_core.remote import SIEClient  # its httpx would slow the start of every other command
+
     with SIEClient(url, timeout_seconds=timeout_seconds) as client:
         report = examine(client, model)
     if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
+        typer.echo(json.dumps(asdict(report), indent=2, default=str))
     else:
         _show(report, Console())
 
@@ -76,7 +82,9 @@ def examine(client: SIEClient, model: str | None = None) -> Report:
     Raises:
         SIEError: It is not there, is not well, or the named model cannot be probed.
     """
-    report = Report(client.base_url)
+    from sie_core.remote.wire import PROTOCOL_VERSION
+
+    report = Report(client.base_url, PROTOCOL_VERSION)
     answer, report.health_ms = _timed(client.health)
     report.server_version = answer.get("server_version")
     try:
@@ -108,16 +116,18 @@ def _loaded(models: list[dict[str, Any]]) -> str | None:
 
 def _show(report: Report, console: Console) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("server", f"{report.url}, alive ({report.health_ms} ms)")
-    unknown = "unknown (no model was asked)"
-    table.add_row("server version", report.server_version or unknown)
-    table.add_row("client version", f"{report.client_version}, speaks {report.protocol_version}")
-    table.add_row("models", report.models_error or str(len(report.models)))
-    if report.probe_model is None:
-        table.add_row("probe", "none: no model that scores is loaded; name one with --model")
-    else:
+    probe = "none: no model that scores is loaded; name one with --model"
+    if report.probe_model is not None:
         times = f"{report.probe_first_ms} ms, then {report.probe_ms} ms"
-        table.add_row("probe", f"{report.probe_model}, 2 documents: {times}")
+        probe = f"{report.probe_model}, 2 documents: {times}"
+    for name, value in (
+        ("server", f"{report.url}, alive ({report.health_ms} ms)"),
+        ("server version", report.server_version or "unknown (the server does not say)"),
+        ("client version", f"{report.client_version}, speaks {report.protocol_version}"),
+        ("models", report.models_error or str(len(report.models))),
+        ("probe", probe),
+    ):
+        table.add_row(name, Text(printable(value)))
     console.print(table)
     if report.models:
         console.print(_model_table(report.models))
@@ -129,10 +139,11 @@ def _model_table(models: list[dict[str, Any]]) -> Table:
         table.add_column(name, overflow="fold")
     for model in models:
         outputs = model.get("outputs")
-        table.add_row(
-            str(model.get("name")),
-            str(model.get("state") or ("loaded" if model.get("loaded") else "not loaded")),
+        cells = (
+            model.get("name"),
+            model.get("state") or ("loaded" if model.get("loaded") else "not loaded"),
             ", ".join(map(str, outputs)) if isinstance(outputs, list) else "",
-            str(model.get("max_sequence_length") or ""),
+            model.get("max_sequence_length") or "",
         )
+        table.add_row(*(Text(printable(str(cell))) for cell in cells))
     return table

@@ -1,11 +1,16 @@
-"""The work of `sie rerank`: score every query's documents in chunks and write each ranking."""
+"""The work of `sie rerank`: score every query's documents and write each ranking."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sie_core.cli.interrupt import exiting_at_interrupt
-from sie_core.ranking import RankedEntry, rank
+from sie_core.cli.notes import Notes
+from sie_core.errors import MissingDependencyError
+from sie_core.ranking import rank
+from sie_core.types import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +18,7 @@ if TYPE_CHECKING:
     from sie_core.cli.progress import Waiting
     from sie_core.cli.records import Document
     from sie_core.cli.results import Results
+    from sie_core.ranking import Ranking
     from sie_core.reranker import Reranker
 
 _CHUNK_SIZE = 256
@@ -23,7 +29,7 @@ class RerankJob:
     """Rank the same documents for one query after the other.
 
     Args:
-        reranker: Scores; keeps every document, so that the cut is made once, over all chunks.
+        reranker: Scores; keeps every document unless told otherwise by the call.
         documents: What is ranked.
         top_k: Keep at most this many for each query; None keeps all.
         score_threshold: Keep documents with `score >= score_threshold`; None keeps all.
@@ -42,39 +48,65 @@ class RerankJob:
         self._texts = [document.text for document in documents]
         self._top_k = top_k
         self._score_threshold = score_threshold
-        self.num_truncated = 0
+        self.notes = Notes()
 
     def load(self, waiting: Waiting) -> None:
-        """Get the model ready, unless there is nothing to score."""
+        """Get an in-process model ready, unless there is nothing to score."""
         if not any(text and not text.isspace() for text in self._texts):
             return
+        if self._reranker.base_url is not None:  # its server loads when it sees fit
+            waiting.asking(self._reranker.base_url)
+            return
         with waiting.loading(self._reranker.model):
-            with exiting_at_interrupt():
-                import sie_core.local  # noqa: F401 # for its torch
-            if not self._is_bounded:
+            self._import_torch()
+            if not self._is_one_call:
                 self._reranker.warm_up()
 
     def run(self, queries: Sequence[str], results: Results, waiting: Waiting) -> None:
         """Write the ranking of every query as soon as it is there."""
         with waiting:
             for query_index, query in enumerate(queries):
-                entries = self._rank(query, waiting)
+                ranking = self._rank(query, waiting)
+                self.notes.add(ranking)
                 with waiting.making_room(for_terminal=results.is_terminal):
-                    results.write(query_index, query, entries, self._documents)
+                    results.write(query_index, query, ranking, self._documents)
 
     @property
-    def _is_bounded(self) -> bool:
-        """Whether each query has a deadline: then one call scores all, so that it bounds all."""
-        return self._reranker.timeout_seconds is not None
+    def _is_one_call(self) -> bool:
+        """Whether one call scores all documents of a query.
 
-    def _rank(self, query: str, waiting: Waiting) -> tuple[RankedEntry, ...]:
-        chunk_size = max(len(self._texts), 1) if self._is_bounded else _CHUNK_SIZE
+        It must where a deadline bounds them all, and where one backend must answer for them all:
+        scores of two are not comparable. A client of a server splits a large call by itself.
+        """
+        reranker = self._reranker
+        settings = (reranker.timeout_seconds, reranker.base_url, reranker.fallback)
+        return any(setting is not None for setting in settings)
+
+    def _import_torch(self) -> None:
+        # Where torch is missing, a fallback may still answer; without one the first call says so.
+        with exiting_at_interrupt(), suppress(MissingDependencyError):
+            import sie_core.local  # noqa: F401
+
+    def _rank(self, query: str, waiting: Waiting) -> Ranking:
+        if not self._is_one_call:
+            return self._rank_in_chunks(query, waiting)
+        ranking = self._reranker.rerank(
+            query, self._texts, top_k=self._top_k, score_threshold=self._score_threshold
+        )
+        waiting.advance(len(self._texts))
+        return ranking
+
+    def _rank_in_chunks(self, query: str, waiting: Waiting) -> Ranking:
+        """Let the bar move; the cut is made once, over all chunks."""
+        ranking = self._reranker.rerank(query, [])
         scores: list[float | None] = [None] * len(self._texts)
-        for start in range(0, len(self._texts), chunk_size):
-            chunk = self._texts[start : start + chunk_size]
+        num_truncated = 0
+        for start in range(0, len(self._texts), _CHUNK_SIZE):
+            chunk = self._texts[start : start + _CHUNK_SIZE]
             ranking = self._reranker.rerank(query, chunk)
             for entry in ranking:
                 scores[start + entry.index] = entry.score
-            self.num_truncated += ranking.usage.get("truncated_items", 0)
+            num_truncated += ranking.usage.get("truncated_items", 0)
             waiting.advance(len(chunk))
-        return rank(scores, top_k=self._top_k, score_threshold=self._score_threshold)
+        entries = rank(scores, top_k=self._top_k, score_threshold=self._score_threshold)
+        return replace(ranking, entries=entries, usage=Usage(truncated_items=num_truncated))

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 import sie_core
 from sie_core.cli.fetch import fetch
+from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
 from sie_core.cli.models import models
 from sie_core.cli.rerank import DEBUG, rerank
@@ -93,3 +94,4 @@ def describe(
 program.command()(rerank)
 program.command()(models)
 program.command()(fetch)
+program.command()(health)

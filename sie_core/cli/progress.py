@@ -48,6 +48,10 @@ class Waiting:
         yield
         self._say(f"loaded in {time.perf_counter() - start:.1f} s")
 
+    def asking(self, address: str) -> None:
+        """Say which server is asked; it may be loading the model."""
+        self._say(f"asking {address} …")
+
     def __enter__(self) -> Self:
         self._progress.start()
         return self

@@ -149,12 +149,44 @@ def rerank(
             rich_help_panel="Model",
         ),
     ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an SIE server that scores. Its key is read from SIE_API_KEY "
+            "only: other users of a machine can see command lines.",
+            show_default="SIE_BASE_URL, else this process scores",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHO",
+            help="Who answers when that fails: local (this process), retrieval_order (nobody: the "
+            "documents as read, unscored) or the address of another server. Given more than once, "
+            "they are asked in turn.",
+            show_default="none: an error",
+            rich_help_panel="Server",
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Machine profile on a cluster, such as l4.", rich_help_panel="Server"),
+    ] = None,
+    wait_for_capacity: Annotated[
+        bool,
+        typer.Option(
+            "--wait-for-capacity",
+            help="Wait while the cluster starts a machine.",
+            rich_help_panel="Server",
+        ),
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(
             help="cuda, cuda:1, cpu or mps.",
             show_default="cuda if there, else cpu",
-            rich_help_panel="Running",
+            rich_help_panel="This process",
         ),
     ] = None,
     dtype: Annotated[
@@ -162,25 +194,18 @@ def rerank(
         typer.Option(
             help="float32, float16 or bfloat16.",
             show_default="float16 on cuda, else float32",
-            rich_help_panel="Running",
+            rich_help_panel="This process",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="Running"),
+        typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="This process"),
     ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
             help="Give up when one query takes longer than this many seconds, loading included.",
-            rich_help_panel="Running",
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of an SIE server; without one the model runs in this process.",
-            show_default="SIE_BASE_URL",
+            show_default="180 on a server, else none",
             rich_help_panel="Running",
         ),
     ] = None,
@@ -199,11 +224,14 @@ def rerank(
 
     Every document is kept unless --top-k or --threshold says otherwise.
     Documents without text come last, unscored.
+    Standard error says where a fallback answered instead of the server.
+    In retrieval order results are marked as degraded, and no threshold cuts.
 
     Examples:
       sie rerank notes.txt --query "how do I renew a passport"
       grep -h error *.log | sie rerank -q "disk is full" --top-k 5
       sie rerank docs.jsonl --queries questions.txt --top-k 10 > ranked.jsonl
+      sie rerank docs.csv --base-url http://gpu:8080 --fallback local -q "refunds"
       sie rerank docs.csv -q "refunds" --text-column body --id-column key
     """
     check_score_threshold(threshold)
@@ -216,6 +244,9 @@ def rerank(
     reranker = make_reranker(
         model,
         base_url=base_url,
+        fallback=fallback or None,
+        gpu=gpu,
+        wait_for_capacity=wait_for_capacity,
         instruction=instruction,
         score_space=None if score_space is None else score_space.value,
         timeout_seconds=timeout,
@@ -230,7 +261,7 @@ def rerank(
         job.load(waiting)
         with open_results(out, output_format, has_ids=id_column is not None) as results:
             job.run(all_queries, results, waiting)
-    _report_truncation(job.num_truncated)
+    job.notes.say()
 
 
 def _read_queries(query: str | None, queries: Path | None, query_column: str) -> list[str]:
@@ -257,11 +288,3 @@ def _check_places(file: Path, queries: Path | None, out: Path | None) -> None:
         raise InvalidRequestError(msg)
     if sys.stdin.isatty():
         sys.stderr.write("reading documents from the terminal; end with Ctrl-D\n")
-
-
-def _report_truncation(num_truncated: int) -> None:
-    if num_truncated:
-        sys.stderr.write(
-            f"note: {num_truncated} pairs of query and document were longer than the model's "
-            "maximum, and the end of the document was not read\n"
-        )

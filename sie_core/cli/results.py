@@ -3,6 +3,7 @@
 JSONL has one object per document: `query_index`, `query`, `rank`, `score` (null for a document
 without text), `index` (the record's number in the input, from 0), `id` if an id column was named,
 and the input itself: `text` for a plain line, `document` for a record, with every field untouched.
+In a degraded answer it also has `status` (`degraded`), `served_by` and `reason`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sie_core.cli.records import Document
-from sie_core.ranking import RankedEntry
-
-_MAX_TABLE_CHARS = 240
-"""How much of a text a table shows; JSONL has all of it."""
+from sie_core.cli.terminal import printable
+from sie_core.ranking import RankedEntry, Ranking
 
 _FILE_TABLE_WIDTH = 120
 """Columns of a table that is written to a file, where no terminal gives a width."""
@@ -48,7 +47,7 @@ class Results(Protocol):
         self,
         query_index: int,
         query: str,
-        entries: Sequence[RankedEntry],
+        ranking: Ranking,
         documents: Sequence[Document],
     ) -> None:
         """Write one query's ranking."""
@@ -91,12 +90,12 @@ class JsonlResults:
         self,
         query_index: int,
         query: str,
-        entries: Sequence[RankedEntry],
+        ranking: Ranking,
         documents: Sequence[Document],
     ) -> None:
         """Write one query's ranking, and pass it on at once to whoever reads."""
-        for entry in entries:
-            row = self._row(query_index, query, entry, documents[entry.index])
+        for entry in ranking:
+            row = self._row(query_index, query, entry, documents[entry.index]) | _marks(ranking)
             line = json.dumps(row, ensure_ascii=False)
             # Half a surrogate pair cannot be UTF-8; as \ud83d it is the JSON it was read from.
             self._stream.write(line.encode("utf-8", errors="backslashreplace") + b"\n")
@@ -121,6 +120,13 @@ class JsonlResults:
         return row
 
 
+def _marks(ranking: Ranking) -> dict[str, Any]:
+    """Say of a degraded answer who gave it, and why."""
+    if ranking.status != "degraded":
+        return {}
+    return {"status": ranking.status, "served_by": ranking.served_by, "reason": ranking.reason}
+
+
 class TableResults:
     """One table per query, with the beginning of each text."""
 
@@ -133,32 +139,26 @@ class TableResults:
         self,
         query_index: int,  # noqa: ARG002 -- the table names the query itself
         query: str,
-        entries: Sequence[RankedEntry],
+        ranking: Ranking,
         documents: Sequence[Document],
     ) -> None:
         """Print one query's table."""
-        table = Table(title=Text(_printable(query)), title_justify="left", expand=False)
+        table = Table(title=Text(printable(query)), title_justify="left", expand=False)
         table.add_column("rank", justify="right")
         table.add_column("score", justify="right")
         table.add_column("id" if self._has_ids else "index", justify="right", overflow="fold")
         table.add_column("text", overflow="fold")
-        for entry in entries:
+        for entry in ranking:
             document = documents[entry.index]
             table.add_row(
                 str(entry.rank),
                 "-" if entry.score is None else f"{entry.score:.4f}",
-                Text(_printable(str(document.id if self._has_ids else entry.index))),
-                Text(_printable(document.text or "")),
+                Text(printable(str(document.id if self._has_ids else entry.index))),
+                Text(printable(document.text or "")),
             )
         self._console.print(table)
-
-
-def _printable(text: str) -> str:
-    """Cut a text for a table, and take out what would steer the terminal."""
-    shown = " ".join(text[: 2 * _MAX_TABLE_CHARS].split())
-    shown = "".join(char if char.isprintable() else "�" for char in shown)
-    is_cut = len(shown) > _MAX_TABLE_CHARS or len(text) > 2 * _MAX_TABLE_CHARS
-    return shown[:_MAX_TABLE_CHARS] + "…" if is_cut else shown
+        if ranking.status == "degraded":
+            self._console.print(Text(f"degraded: {printable(ranking.served_by)} answered"))
 
 
 def _console(stream: BinaryIO, out: Path | None) -> Console:

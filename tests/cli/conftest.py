@@ -73,17 +73,35 @@ def run(client: LengthClient) -> Run:
         del settings
         return Reranker(model, client=client)
 
-    def invoke(*arguments: object, input: str | bytes | None = None) -> Finished:  # noqa: A002 - typer's own name
-        result = CliRunner().invoke(
-            program,
-            [str(argument) for argument in arguments],
-            input=input,
-            obj=make_reranker,
-            catch_exceptions=False,
-        )
-        return Finished(result)
+    return lambda *arguments, input=None: invoke(arguments, input, make_reranker)  # noqa: A006
 
-    return invoke
+
+@pytest.fixture
+def run_real() -> Run:
+    """Call the program in this process, as it is: `run_real("rerank", "--base-url", …)`."""
+    return lambda *arguments, input=None: invoke(arguments, input)  # noqa: A006
+
+
+def invoke(
+    arguments: Sequence[object],
+    given: str | bytes | None = None,
+    make_reranker: Callable[..., Reranker] | None = None,
+) -> Finished:
+    """Call the program, with `given` on its standard input."""
+    result = CliRunner().invoke(
+        program,
+        [str(argument) for argument in arguments],
+        input=given,
+        obj=make_reranker,
+        catch_exceptions=False,
+    )
+    return Finished(result)
+
+
+@pytest.fixture
+def run_with() -> Callable[..., Finished]:
+    """Call the program with another factory of rerankers: `run_with(make, "rerank", …)`."""
+    return lambda make, *arguments, input=None: invoke(arguments, input, make)  # noqa: A006
 
 
 @pytest.fixture
@@ -115,6 +133,7 @@ def sie(command: list[str], environment: dict[str, str]) -> Callable[..., Any]:
             text=True,
             input=input,
             env=environment,
+            timeout=120,
         )
 
     return start

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,15 +93,10 @@ def test_debug_shows_the_traceback(sie: Callable[..., Any], lines: Path) -> None
     assert "\nerror: the model folder ./nowhere" in finished.stderr
 
 
-def test_a_server_is_not_supported_yet(sie: Callable[..., Any], lines: Path) -> None:
-    """--base-url is passed on, and the library says so."""
-    finished = sie("rerank", lines, "-q", QUERY, "--base-url", "http://localhost:8080")
-    assert finished.returncode == 2
-    assert "not supported yet" in finished.stderr
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["rerank", "--help"], ["models"], ["--version"]])
-def test_help_and_the_catalogue_import_no_torch(
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["rerank", "--help"], ["health", "--help"], ["models"], ["--version"]]
+)
+def test_help_and_the_catalogue_import_nothing_heavy(
     environment: dict[str, str], arguments: list[str]
 ) -> None:
     """Start-up stays quick where no model is needed."""
@@ -109,7 +107,7 @@ def test_help_and_the_catalogue_import_no_torch(
             main()
         except SystemExit as exit:
             assert exit.code == 0, exit.code
-        heavy = {"torch", "transformers", "tokenizers", "huggingface_hub"} & set(sys.modules)
+        heavy = {"torch", "transformers", "huggingface_hub", "httpx"} & set(sys.modules)
         assert not heavy, heavy
     """)
     finished = subprocess.run(
@@ -166,8 +164,7 @@ def test_ctrl_c_ends_the_work_without_a_trace(
     documents, queries = endless
     arguments = [*command, "rerank", str(documents), "--queries", str(queries)]
     with started([*arguments, "--model", str(tiny_bert)], environment) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()  # it is at work
+        assert first_line(process.stdout)  # it is at work
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130
@@ -200,6 +197,24 @@ def test_ctrl_c_leaves_no_file(
     assert b"loading" in seen
 
 
+def test_ctrl_c_does_not_wait_for_a_server(
+    command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Though it sits on all the requests of a large call."""
+    documents = tmp_path / "documents.txt"
+    documents.write_text("\n".join(f"document {i}" for i in range(2000)), encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(DEADLINE_SECONDS)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        arguments = [*command, "rerank", str(documents), "-q", QUERY, "--base-url", address]
+        with started(arguments, environment) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                output, errors = process.communicate(timeout=DEADLINE_SECONDS)
+    assert (process.returncode, output, errors) == (130, b"", b"interrupted\n")
+
+
 def test_a_reader_that_leaves_early_is_no_error(
     command: list[str],
     environment: dict[str, str],
@@ -210,9 +225,9 @@ def test_a_reader_that_leaves_early_is_no_error(
     documents, queries = endless
     arguments = [*command, "rerank", str(documents), "--queries", str(queries)]
     with started([*arguments, "--model", str(tiny_bert)], environment) as process:
+        assert first_line(process.stdout)
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline()
         process.stdout.close()
         assert process.wait(DEADLINE_SECONDS) == 141
         assert process.stderr.read() == b""
@@ -226,11 +241,13 @@ def test_a_terminal_gets_tables(
     queries.write_text("first query\nsecond query\n", encoding="utf-8")
     arguments = [*command, "rerank", str(lines), "--queries", str(queries)]
     arguments += ["--model", str(tiny_bert)]
-    with terminal() as (screen, far_end):
-        with started(arguments, environment, far_end, stdout=far_end) as process:
-            os.close(far_end)
-            seen = read_until(screen, b"")
-        assert process.returncode == 0
+    with (
+        terminal() as (screen, far_end),
+        started(arguments, environment, far_end, stdout=far_end) as process,
+    ):
+        os.close(far_end)
+        seen = read_until(screen, b"")
+        assert process.wait(DEADLINE_SECONDS) == 0
     shown = seen.decode()
     assert "first query" in shown
     assert "second query" in shown
@@ -246,15 +263,18 @@ def started(
     *,
     stdout: int = subprocess.PIPE,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that does not outlive the block."""
-    process = subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment
-    )
-    try:
-        with process:
+    """Start a process that does not outlive the block, whatever happens in it."""
+    with subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment,
+    ) as process:
+        try:
             yield process
-    finally:
-        process.kill()
+        finally:
+            process.kill()  # before Popen waits for its end
 
 
 @contextmanager
@@ -272,7 +292,9 @@ def terminal() -> Iterator[tuple[IO[bytes], int]]:
 def read_until(screen: IO[bytes], expected: bytes) -> bytes:
     """Read what a terminal shows until `expected` appears, or to the end if that is empty."""
     seen = b""
+    end = time.monotonic() + DEADLINE_SECONDS
     while not expected or expected not in seen:
+        wait_for(screen, end, seen)
         try:
             piece = screen.read(4096)
         except OSError:  # Linux's way to say that the last writer is gone
@@ -281,3 +303,16 @@ def read_until(screen: IO[bytes], expected: bytes) -> bytes:
             break
         seen += piece
     return seen
+
+
+def first_line(stream: IO[bytes] | None) -> bytes:
+    """Read the first line of a pipe."""
+    assert stream is not None
+    wait_for(stream, time.monotonic() + DEADLINE_SECONDS)
+    return stream.readline()
+
+
+def wait_for(stream: IO[bytes], end: float, seen: bytes = b"") -> None:
+    """Wait until there is something to read; a process that stays silent fails the test."""
+    ready, _, _ = select.select([stream], [], [], max(end - time.monotonic(), 0))
+    assert ready, f"nothing more came within {DEADLINE_SECONDS} s after {seen!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -20,11 +21,14 @@ from haystack.utils import ComponentDevice, Device, DeviceMap, Secret
 
 import sie_haystack
 from haystack_integrations.components.rankers.sie import SIERanker
-from sie_core.errors import InvalidRequestError
+from sie_core.errors import AuthenticationError, InvalidRequestError
+from sie_core.fallback import Backend
 from sie_core.settings import DEFAULT_MODEL
 
 QUERY = "paris capital france"
 HF = "hf_not-to-be-seen"
+KEY = "key-not-to-be-seen"
+NOWHERE = "http://127.0.0.1:9"
 Run = Callable[..., Awaitable[list[Document]]]
 
 
@@ -239,12 +243,16 @@ async def test_an_async_run_stays_on_the_event_loop(
 
 
 NON_DEFAULTS: dict[str, Any] = {
-    "base_url": None,  # a server needs one that answers
+    "base_url": "http://gpu-box:8080",
     "model": "other/model",
     "top_k": 3,
     "gpu": "l4",
     "options": {"profile": "fast"},
     "timeout_seconds": 2.5,
+    "api_key": Secret.from_env_var("ANOTHER_KEY", strict=False),
+    "fallback": ["http://spare:8080", "local"],
+    "hedge_after_ms": 50.0,
+    "wait_for_capacity": True,
     "device": ComponentDevice.from_str("cuda:1"),
     "token": Secret.from_env_var("ANOTHER_TOKEN", strict=False),
     "query_prefix": "a",
@@ -272,10 +280,11 @@ def test_every_argument_survives_serialisation() -> None:
     assert set(NON_DEFAULTS) == set(parameters) - {"self", "timeout_s", "client", "async_client"}
     pipeline = Pipeline()
     pipeline.add_component("ranker", SIERanker(**NON_DEFAULTS))
-    reloaded = Pipeline.loads(pipeline.dumps()).get_component("ranker")
+    reloaded: Any = Pipeline.loads(pipeline.dumps()).get_component("ranker")
     for name, value in NON_DEFAULTS.items():
         assert getattr(reloaded, name) == value, name
-        assert name == "base_url" or value != parameters[name].default, name
+        assert value != parameters[name].default, name
+    assert reloaded._reranker._remote_arguments["wait_for_capacity"] is True
 
 
 def test_defaults_survive_serialisation() -> None:
@@ -305,24 +314,173 @@ def test_what_belongs_to_this_process_is_not_serialised(client: Any, async_clien
         SIERanker(client=client).to_dict()
     with pytest.raises(InvalidRequestError, match="cannot be serialised"):
         SIERanker(async_client=async_client).to_dict()
+    for fallback in (client, ["local", client], Backend(client=client)):
+        ranker = SIERanker(NOWHERE, fallback=fallback)
+        with pytest.raises(InvalidRequestError, match="a client in fallback cannot be serialised"):
+            ranker.to_dict()
+    named = SIERanker(NOWHERE, fallback="local").to_dict()
+    assert named["init_parameters"]["fallback"] == "local"
 
 
-def test_a_token_is_never_shown() -> None:
+@pytest.mark.parametrize("name", ["token", "api_key"])
+def test_a_secret_is_never_shown(name: str) -> None:
     """It is in no repr, and cannot be serialised by value."""
-    ranker = SIERanker(token=Secret.from_token(HF))
-    assert HF not in repr(ranker)
-    assert HF not in repr(vars(ranker))
-    with pytest.raises(ValueError, match="Cannot serialize token-based secret"):
+    ranker = SIERanker(
+        NOWHERE,
+        fallback="retrieval_order",
+        **{name: Secret.from_token(HF)},  # type: ignore[arg-type]
+    )
+    assert HF not in repr(ranker) + str(ranker) + repr(vars(ranker))
+    with pytest.raises(ValueError, match="Cannot serialize token-based secret") as caught:
         ranker.to_dict()
-    with pytest.raises(InvalidRequestError, match="must be a haystack Secret") as caught:
-        SIERanker(token=HF)  # type: ignore[arg-type]
+    assert HF not in str(caught.value)
+    wrong: dict[str, Any] = {name: HF}
+    with pytest.raises(InvalidRequestError, match=f"{name} must be a haystack Secret") as caught:
+        SIERanker(**wrong)
     assert HF not in str(caught.value)
 
 
-def test_a_strict_secret_must_be_there() -> None:
-    """The error names the variable to set."""
-    with pytest.raises(InvalidRequestError, match="NOT_SET_ANYWHERE"):
-        SIERanker(token=Secret.from_env_var("NOT_SET_ANYWHERE"))
+@pytest.mark.parametrize("name", ["token", "api_key"])
+def test_a_strict_secret_must_be_there(name: str) -> None:
+    """The error names the argument, and the variable to set."""
+    strict: dict[str, Any] = {name: Secret.from_env_var("NOT_SET_ANYWHERE")}
+    with pytest.raises(
+        InvalidRequestError, match=f"the {name} could not be read .*'NOT_SET_ANYWHERE'"
+    ):
+        SIERanker(**strict)
+
+
+async def test_a_secret_goes_to_its_server_and_into_copies_but_no_pickle(
+    guard: Any, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies send the key they were given; who unpickles one sends the key of its own process."""
+    original = SIERanker(guard.address, api_key=Secret.from_token(KEY), token=Secret.from_token(HF))
+    state = pickle.dumps(original)
+    assert KEY.encode() not in state
+    assert HF.encode() not in state
+    monkeypatch.setenv("SIE_API_KEY", "environment")
+    unpickled = pickle.loads(state)
+    assert (unpickled.api_key, unpickled.token) == (None, None)
+    rankers = [original, copy.deepcopy(original), copy.copy(original), unpickled]
+    for ranker in rankers:
+        with pytest.raises(AuthenticationError):
+            ranker.run(QUERY, documents)
+        with pytest.raises(AuthenticationError):
+            await ranker.run_async(QUERY, documents)
+        await ranker.close_async()
+    assert guard.keys == [f"Bearer {KEY}"] * 6 + ["Bearer environment"] * 2
+    assert [ranker.token for ranker in rankers[:3]] == [Secret.from_token(HF)] * 3
+
+
+def test_a_key_from_the_environment_is_read_when_the_component_is_made(
+    guard: Any, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deep copy keeps what was read; a pickle has the variable's name, which is read again."""
+    monkeypatch.setenv("MY_KEY", KEY)
+    original = SIERanker(guard.address, api_key=Secret.from_env_var("MY_KEY"))
+    monkeypatch.setenv("MY_KEY", "changed")
+    state = pickle.dumps(original)
+    assert KEY.encode() not in state
+    for ranker in (original, copy.deepcopy(original), pickle.loads(state)):
+        with pytest.raises(AuthenticationError):
+            ranker.run(QUERY, documents)
+        ranker.close()
+    assert guard.keys == [f"Bearer {KEY}"] * 2 + ["Bearer changed"]
+
+
+async def test_a_key_that_a_server_repeats_is_not_shown(
+    guard: Any, documents: list[Document], run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in the error, the marks, nor the log."""
+    caplog.set_level(logging.DEBUG)
+    strict = SIERanker(guard.address, api_key=Secret.from_token(KEY))
+    with pytest.raises(AuthenticationError) as caught:
+        await run(strict, documents)
+    lenient = SIERanker(guard.address, api_key=Secret.from_token(KEY), fallback="retrieval_order")
+    ranked = await run(lenient, documents)
+    for ranker in (strict, lenient):
+        await ranker.close_async()
+    assert guard.keys == [f"Bearer {KEY}"] * 2
+    assert "nobody knows" in ranked[0].meta["rerank_reason"]
+    dumped = [document.to_dict() for document in ranked]
+    assert KEY not in repr([caught.value, dumped]) + str(caught.value) + caplog.text
+
+
+async def test_a_degraded_answer_says_so_until_a_complete_one(
+    client: Any, async_client: Any, run: Run
+) -> None:
+    """Another model's scores come with marks; the next stage removes them if it is complete."""
+    documents = [
+        Document(id="one", content="paris", meta={"page": 1}),
+        Document(id="two", content="paris france", meta={"page": 2}),
+    ]
+    before = copy.deepcopy(documents)
+    spare = Backend(client=client, model="small", name="spare")
+    degraded = SIERanker(NOWHERE, fallback=spare, score_threshold=2)
+    ranked = await run(degraded, documents)
+    await degraded.close_async()
+    assert ids_and_scores(ranked) == [("two", 2.0), ("one", 1.0)]
+    meta = dict(ranked[0].meta)
+    assert NOWHERE in meta.pop("rerank_reason")
+    assert meta == {"page": 2, "rerank_status": "degraded", "rerank_served_by": "spare"}
+    complete = SIERanker(client=client, async_client=async_client)
+    again = await run(complete, ranked)
+    assert [document.meta for document in again] == [{"page": 2}, {"page": 1}]
+    assert "rerank_status" in ranked[0].meta
+    again[0].meta["added"] = True
+    assert documents == before
+
+
+async def test_retrieval_order_leaves_no_score_from_before(
+    documents: list[Document], run: Run
+) -> None:
+    """Where nothing was scored no score stands, and the order is the one given."""
+    ranker = SIERanker(NOWHERE, fallback="retrieval_order")
+    ranked = await run(ranker, documents)
+    await ranker.close_async()
+    expected = [("one", None), ("three", None), ("none", None), ("two", None)]
+    assert ids_and_scores(ranked) == expected
+    assert {document.meta["rerank_served_by"] for document in ranked} == {"retrieval_order"}
+
+
+async def test_clients_of_the_official_package_are_accepted(
+    official_client: Any, official_async_client: Any, documents: list[Document]
+) -> None:
+    """They are called with what they take, alone and in a fallback, and awaited natively."""
+    ranker = SIERanker(
+        client=official_client,
+        async_client=official_async_client,
+        options={"profile": "fast"},
+        gpu="l4",
+    )
+    expected = [("three", 3.0), ("two", 2.0), ("one", 1.0), ("none", 0.0)]
+    assert ids_and_scores(ranker.run(QUERY, documents)["documents"]) == expected
+    assert ids_and_scores((await ranker.run_async(QUERY, documents))["documents"]) == expected
+    assert official_async_client.inner.threads == [threading.get_ident()]
+    fallen = SIERanker(
+        NOWHERE, fallback=official_client, timeout_seconds=30, wait_for_capacity=True
+    )
+    assert ids_and_scores(fallen.run(QUERY, documents)["documents"]) == expected
+    fallen.close()
+    given = {"instruction": None, "options": {"profile": "fast"}, "gpu": "l4"}
+    nothing = {"instruction": None, "options": None, "gpu": None}
+    assert official_client.inner.arguments == [given, nothing]
+
+
+def test_a_slow_client_is_hedged(client: Any, documents: list[Document]) -> None:
+    """After hedge_after_ms the next is asked too, and the first answer counts."""
+    finish = threading.Event()
+
+    class Slow:
+        def score(self, model: str, _: Any, items: list[Any]) -> dict[str, Any]:
+            finish.wait(20)
+            scores = [{"item_id": item["id"], "score": 0.0, "rank": 0} for item in items]
+            return {"model": model, "scores": scores}
+
+    ranker = SIERanker(client=Slow(), fallback=client, hedge_after_ms=1)
+    ranked = ranker.run(QUERY, documents)["documents"]
+    finish.set()
+    assert ids_and_scores(ranked)[0] == ("three", 3.0)
 
 
 def test_the_existing_package_s_names_are_accepted() -> None:

@@ -55,6 +55,28 @@ def test_it_serves_the_cross_encoder_reranker(client: Any) -> None:
     assert [document.page_content for document in ranked] == ["paris france", "france"]
 
 
+def test_in_retrieval_order_nothing_is_scored() -> None:
+    """Without a server every score is -inf, and a stable sort keeps the order."""
+    encoder = SIECrossEncoder(base_url="http://127.0.0.1:9", fallback="retrieval_order")
+    assert encoder.score([("q", "paris"), ("q", "berlin")]) == [float("-inf")] * 2
+    encoder.close()
+
+
+def test_a_client_of_the_official_package_is_accepted(official_client: Any) -> None:
+    """It is called with what it takes."""
+    assert SIECrossEncoder(client=official_client).score([("paris", "paris")]) == [1.0]
+
+
+def test_its_secrets_stay_in_the_process() -> None:
+    """A pickle has neither, a deep copy both; neither shows them."""
+    secrets: dict[str, Any] = {"api_key": "k-SECRET", "token": "t-SECRET"}
+    encoder = SIECrossEncoder(base_url="http://127.0.0.1:9", **secrets)
+    assert b"SECRET" not in pickle.dumps(encoder)
+    copied = copy.deepcopy(encoder)
+    assert (copied.api_key, copied.token) == (encoder.api_key, encoder.token)
+    assert "SECRET" not in repr(copied) + str(copied.model_dump()) + copied.model_dump_json()
+
+
 def test_it_can_be_copied_and_pickled(client: Any) -> None:
     """A copy scores as the original does."""
     encoder = SIECrossEncoder(client=client)

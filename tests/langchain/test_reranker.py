@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -17,16 +18,20 @@ from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
+from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 
-from sie_core.errors import InferenceError, InvalidRequestError
+from sie_core.errors import AuthenticationError, InferenceError, InvalidRequestError
+from sie_core.fallback import Backend
 from sie_langchain import RerankInput, SIEReranker
 
 QUERY = "paris capital france"
 HF = "hf_not-to-be-seen"
+KEY = "key-not-to-be-seen"
+NOWHERE = "http://127.0.0.1:9"
 Compress = Callable[[SIEReranker, Sequence[Document], str], Awaitable[list[Document]]]
 
 
@@ -260,32 +265,179 @@ def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) ->
         SIEReranker(**arguments)
 
 
-def test_the_token_is_never_shown() -> None:
+@pytest.mark.parametrize("name", ["token", "api_key"])
+def test_a_secret_is_never_shown(name: str) -> None:
     """Not in a repr, a dump, a trace of the fields, or the message about another argument."""
-    reranker = SIEReranker(token=HF)  # type: ignore[arg-type]  # pydantic wraps it
-    assert HF not in repr(reranker)
-    assert "token" not in reranker.model_dump()
-    assert HF not in reranker.model_dump_json()
-    with pytest.raises(ValidationError) as caught:
-        SIEReranker(token=HF, top_n=0, top_m=1)  # type: ignore[arg-type, call-arg]
-    assert HF not in str(caught.value)
-    with pytest.raises(ValidationError) as caught:
-        SIEReranker(token=HF, top_n=0)  # type: ignore[arg-type]
-    assert HF not in str(caught.value)
+    secret: dict[str, Any] = {name: HF}
+    reranker = SIEReranker(base_url=NOWHERE, fallback="retrieval_order", **secret)
+    shown = [repr(reranker), str(reranker), reranker.model_dump_json(), dumps(reranker)]
+    assert HF not in "".join(shown) + str(reranker.model_dump()) + repr(vars(reranker))
+    assert name not in reranker.model_dump()
+    for wrong in ({"top_n": 0, "top_m": 1}, {"top_n": 0}, {"base_url": "nowhere"}):
+        with pytest.raises(ValidationError) as caught:
+            SIEReranker(**secret, **wrong)
+        assert HF not in str(caught.value) + repr(caught.value)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_copies_work_like_the_original(
     client: Any, documents: list[Document], duplicate: Callable[[SIEReranker], SIEReranker]
 ) -> None:
-    """Deepcopy and pickle keep the settings, the token among them."""
-    original = SIEReranker(client=client, top_n=2, instruction="Find", token=HF)  # type: ignore[arg-type]
+    """Deepcopy and pickle keep the settings."""
+    original = SIEReranker(client=client, top_n=2, instruction="Find", fallback="retrieval_order")
     duplicated = duplicate(original)
     assert duplicated.compress_documents(documents, QUERY) == original.compress_documents(
         documents, QUERY
     )
     assert duplicated.instruction == "Find"
-    assert duplicated.token == original.token
+    assert duplicated.fallback == "retrieval_order"
+
+
+async def test_a_secret_goes_to_its_server_and_into_copies_but_no_pickle(
+    guard: Any, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies send the key they were given; who unpickles one sends the key of its own process."""
+    original = SIEReranker(base_url=guard.address, api_key=KEY, token=HF)  # type: ignore[arg-type]
+    state = pickle.dumps(original)
+    assert KEY.encode() not in state
+    assert HF.encode() not in state
+    monkeypatch.setenv("SIE_API_KEY", "environment")
+    unpickled = pickle.loads(state)
+    assert (unpickled.api_key, unpickled.token) == (None, None)
+    assert original.token is not None
+    rerankers = [original, copy.deepcopy(original), copy.copy(original), unpickled]
+    for reranker in rerankers:
+        with pytest.raises(AuthenticationError):
+            reranker.compress_documents(documents, QUERY)
+        with pytest.raises(AuthenticationError):
+            await reranker.acompress_documents(documents, QUERY)
+        await reranker.aclose()
+    assert guard.keys == [f"Bearer {KEY}"] * 6 + ["Bearer environment"] * 2
+    assert [reranker.token for reranker in rerankers[:3]] == [original.token] * 3
+
+
+async def test_a_key_that_a_server_repeats_is_not_shown(
+    guard: Any, documents: list[Document], compress: Compress, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in the error, the marks, the log, nor in what a tracer sees."""
+    caplog.set_level(logging.DEBUG)
+    runs = Recorder()
+    arguments = {"base_url": guard.address, "api_key": KEY}
+    strict = SIEReranker(**arguments)
+    with pytest.raises(AuthenticationError) as caught:
+        strict.compress_documents(documents, QUERY, callbacks=[runs])
+    lenient = SIEReranker(**arguments, fallback="retrieval_order")
+    lenient.compress_documents(documents, QUERY, callbacks=[runs])
+    ranked = await compress(lenient, documents, QUERY)
+    for reranker in (strict, lenient):
+        await reranker.aclose()
+    assert guard.keys == [f"Bearer {KEY}"] * 3
+    assert "nobody knows" in ranked[0].metadata["rerank_reason"]
+    shown = [caught.value, runs.inputs, runs.outputs, runs.errors, ranked, caplog.text]
+    assert KEY not in repr(shown) + str(caught.value)
+
+
+async def test_a_degraded_answer_says_so_until_a_complete_one(
+    client: Any, async_client: Any, documents: list[Document], compress: Compress
+) -> None:
+    """Another model's scores come with marks; the next stage removes them if it is complete."""
+    spare = Backend(client=client, model="small", name="spare")
+    degraded = SIEReranker(base_url=NOWHERE, fallback=spare, score_threshold=2)
+    ranked = await compress(degraded, documents, QUERY)
+    await degraded.aclose()
+    assert [document.metadata["relevance_score"] for document in ranked] == [3, 2, 1, 0]
+    marks = {key: value for key, value in ranked[0].metadata.items() if key.startswith("rerank_")}
+    assert NOWHERE in marks.pop("rerank_reason")
+    assert marks == {"rerank_status": "degraded", "rerank_served_by": "spare"}
+    complete = SIEReranker(client=client, async_client=async_client)
+    again = await compress(complete, ranked, QUERY)
+    assert again == await compress(complete, documents, QUERY)
+    assert set(again[0].metadata) == {"page", "relevance_score"}
+    assert all("rerank_status" in document.metadata for document in ranked)
+
+
+async def test_retrieval_order_leaves_no_score_from_before(
+    documents: list[Document], compress: Compress
+) -> None:
+    """Where nothing was scored no relevance_score stands, and the order is the one given."""
+    reranker = SIEReranker(base_url=NOWHERE, fallback="retrieval_order")
+    scored = [
+        Document(
+            id=document.id, page_content=document.page_content, metadata={"relevance_score": 9}
+        )
+        for document in documents
+    ]
+    ranked = await compress(reranker, scored, QUERY)
+    await reranker.aclose()
+    assert [document.id for document in ranked] == ["one", "three", "none", "two"]
+    assert all("relevance_score" not in document.metadata for document in ranked)
+    assert {document.metadata["rerank_served_by"] for document in ranked} == {"retrieval_order"}
+
+
+async def test_clients_of_the_official_package_are_accepted(
+    official_client: Any, official_async_client: Any, documents: list[Document]
+) -> None:
+    """They are called with what they take, alone and in a fallback, and awaited natively."""
+    reranker = SIEReranker(
+        client=official_client,
+        async_client=official_async_client,
+        options={"profile": "fast"},
+        gpu="l4",
+    )
+    expected = ["three", "two", "one", "none"]
+    found = reranker.compress_documents(documents, QUERY)
+    assert [document.id for document in found] == expected
+    found = await reranker.acompress_documents(documents, QUERY)
+    assert [document.id for document in found] == expected
+    assert official_async_client.inner.threads == [threading.get_ident()]
+    fallen = SIEReranker(
+        base_url=NOWHERE, fallback=official_client, timeout_seconds=30, wait_for_capacity=True
+    )
+    found = fallen.compress_documents(documents, QUERY)
+    assert [document.id for document in found] == expected
+    fallen.close()
+    given = {"instruction": None, "options": {"profile": "fast"}, "gpu": "l4"}
+    nothing = {"instruction": None, "options": None, "gpu": None}
+    assert official_client.inner.arguments == [given, nothing]
+
+
+def test_a_slow_client_is_hedged(client: Any, documents: list[Document]) -> None:
+    """After hedge_after_ms the next is asked too, and the first answer counts."""
+    finish = threading.Event()
+
+    class Slow:
+        def score(self, model: str, _: Any, items: list[Any]) -> dict[str, Any]:
+            finish.wait(20)
+            scores = [{"item_id": item["id"], "score": 0.0, "rank": 0} for item in items]
+            return {"model": model, "scores": scores}
+
+    reranker = SIEReranker(client=Slow(), fallback=client, hedge_after_ms=1)
+    runs = Recorder()
+    ranked = reranker.compress_documents(documents, QUERY, callbacks=[runs])
+    finish.set()
+    assert [document.id for document in ranked] == ["three", "two", "one", "none"]
+    assert runs.outputs["SIEReranker"]["served_by"] == "OverlapClient"
+    assert runs.outputs["SIEReranker"]["status"] == "complete"
+
+
+def test_a_dump_describes_the_backend_but_holds_no_clients(client: Any) -> None:
+    """What can be written down can be read again; a fallback with clients is left out."""
+    settings: dict[str, Any] = {
+        "base_url": "http://gpu-box:8080",
+        "fallback": ["http://spare:8080", "local"],
+        "hedge_after_ms": 50.0,
+        "wait_for_capacity": True,
+        "timeout_seconds": 2.5,
+    }
+    original = SIEReranker(**settings)
+    for dumped in (original.model_dump(), json.loads(original.model_dump_json())):
+        assert dumped == dumped | settings
+        assert SIEReranker(**dumped).model_dump() == original.model_dump()
+    for fallback in (client, ["local", client], Backend(client=client)):
+        reranker = SIEReranker(base_url=NOWHERE, fallback=fallback)
+        assert reranker.model_dump()["fallback"] is None
+        assert json.loads(reranker.model_dump_json())["fallback"] is None
+    assert original._reranker._remote_arguments["wait_for_capacity"] is True
 
 
 def test_a_changed_copy_has_its_own_backend(client: Any, documents: list[Document]) -> None:
@@ -353,7 +505,24 @@ async def test_each_call_is_a_run_below_the_callers(
             "num_documents": 2,
             "scores": [3.0, 2.0],
             "usage": {"input_tokens": 7},
+            "status": "complete",
+            "served_by": "local",
         }
+
+
+async def test_a_trace_says_who_answered_and_why(documents: list[Document], client: Any) -> None:
+    """A degraded answer, and a complete one that the first backend did not give, show in a run."""
+    for fallback, status in (("retrieval_order", "degraded"), (client, "complete")):
+        reranker = SIEReranker(base_url=NOWHERE, fallback=fallback)
+        sync_runs, async_runs = Recorder(), Recorder()
+        reranker.compress_documents(documents, QUERY, callbacks=[sync_runs])
+        await reranker.acompress_documents(documents, QUERY, callbacks=[async_runs])
+        await reranker.aclose()
+        for runs in (sync_runs, async_runs):
+            outputs = runs.outputs["SIEReranker"]
+            assert outputs["status"] == status
+            assert outputs["served_by"] in ("retrieval_order", "OverlapClient")
+            assert NOWHERE in outputs["reason"]
 
 
 async def test_a_failed_call_ends_its_run_with_the_error(

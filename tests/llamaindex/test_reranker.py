@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -34,12 +35,15 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from sie_core.errors import InferenceError, InvalidRequestError
+from sie_core.errors import AuthenticationError, InferenceError, InvalidRequestError
+from sie_core.fallback import Backend
 from sie_llamaindex import SIENodePostprocessor
 from sie_llamaindex.reranker import dispatcher
 
 QUERY = "paris capital france"
 HF = "hf_not-to-be-seen"
+KEY = "key-not-to-be-seen"
+NOWHERE = "http://127.0.0.1:9"
 Postprocess = Callable[
     [SIENodePostprocessor, list[NodeWithScore], str], Awaitable[list[NodeWithScore]]
 ]
@@ -395,12 +399,15 @@ def test_an_unknown_argument_is_refused() -> None:
 
 
 NON_DEFAULTS: dict[str, Any] = {
-    "base_url": None,  # a server needs one that answers
+    "base_url": "http://gpu-box:8080",
     "model": "other/model",
     "top_n": 3,
     "options": {"profile": "fast"},
     "gpu": "l4",
     "timeout_seconds": 2.5,
+    "fallback": ["http://spare:8080", "local"],
+    "hedge_after_ms": 50.0,
+    "wait_for_capacity": True,
     "score_threshold": 0.25,
     "score_space": "raw",
     "instruction": "Find cities",
@@ -413,7 +420,15 @@ NON_DEFAULTS: dict[str, Any] = {
     "revision": "v2",
     "cache_dir": "/somewhere",
 }
-NOT_SERIALISED = {"self", "timeout_s", "client", "async_client", "token", "callback_manager"}
+NOT_SERIALISED = {
+    "self",
+    "timeout_s",
+    "client",
+    "async_client",
+    "api_key",
+    "token",
+    "callback_manager",
+}
 
 
 def test_every_argument_survives_serialisation() -> None:
@@ -429,19 +444,32 @@ def test_every_argument_survives_serialisation() -> None:
     ]
     for one in restored:
         assert {name: getattr(one, name) for name in NON_DEFAULTS} == NON_DEFAULTS
+        assert one._reranker._remote_arguments["wait_for_capacity"] is True
     assert original.to_dict()["class_name"] == "SIENodePostprocessor"
 
 
-def test_the_token_is_never_shown() -> None:
+def test_a_fallback_with_clients_is_not_serialised(client: Any) -> None:
+    """Clients belong to this process; a name alone is kept."""
+    for fallback in (client, ["local", client], Backend(client=client)):
+        reranker = SIENodePostprocessor(NOWHERE, fallback=fallback)
+        assert reranker.to_dict()["fallback"] is None
+        assert json.loads(reranker.to_json())["fallback"] is None
+    assert SIENodePostprocessor(NOWHERE, fallback="local").to_dict()["fallback"] == "local"
+
+
+@pytest.mark.parametrize("name", ["token", "api_key"])
+def test_a_secret_is_never_shown(name: str) -> None:
     """Not in a repr, a serialised component, or the message about another argument."""
-    reranker = SIENodePostprocessor(token=HF)
-    assert HF not in repr(reranker)
-    assert HF not in str(reranker)
-    assert HF not in reranker.to_json()
-    assert "token" not in reranker.to_dict()
-    with pytest.raises(ValueError, match="metadata_mode") as caught:
-        SIENodePostprocessor(token=HF, metadata_mode="some")  # type: ignore[arg-type]
-    assert HF not in str(caught.value)
+    secret: dict[str, Any] = {name: HF}
+    reranker = SIENodePostprocessor(NOWHERE, fallback="retrieval_order", **secret)
+    shown = [repr(reranker), str(reranker), reranker.to_json(), reranker.model_dump_json()]
+    assert HF not in "".join(shown) + str(reranker.to_dict()) + repr(vars(reranker))
+    assert name not in reranker.to_dict()
+    wrongs: list[dict[str, Any]] = [{"metadata_mode": "some"}, {"base_url": "nowhere"}]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=next(iter(wrong))) as caught:
+            SIENodePostprocessor(**secret, **wrong)
+        assert HF not in str(caught.value) + repr(caught.value)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
@@ -450,12 +478,174 @@ def test_copies_work_like_the_original(
     nodes: list[NodeWithScore],
     duplicate: Callable[[SIENodePostprocessor], SIENodePostprocessor],
 ) -> None:
-    """Deepcopy and pickle keep the client, the token and every setting."""
-    original = SIENodePostprocessor(client=client, top_n=2, token=HF)
+    """Deepcopy and pickle keep the client and every setting."""
+    original = SIENodePostprocessor(client=client, top_n=2, fallback="retrieval_order")
     duplicated = duplicate(original)
     ranked = duplicated.postprocess_nodes(nodes, query_str=QUERY)
     assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
-    assert duplicated.token == original.token
+    assert duplicated.fallback == "retrieval_order"
+
+
+async def test_a_secret_goes_to_its_server_and_into_copies_but_no_pickle(
+    guard: Any, nodes: list[NodeWithScore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies send the key they were given; who unpickles one sends the key of its own process."""
+    original = SIENodePostprocessor(guard.address, api_key=KEY, token=HF)
+    state = pickle.dumps(original)
+    assert KEY.encode() not in state
+    assert HF.encode() not in state
+    monkeypatch.setenv("SIE_API_KEY", "environment")
+    unpickled = pickle.loads(state)
+    assert (unpickled.api_key, unpickled.token) == (None, None)
+    assert original.token is not None
+    rerankers = [original, copy.deepcopy(original), copy.copy(original), unpickled]
+    for reranker in rerankers:
+        with pytest.raises(AuthenticationError):
+            reranker.postprocess_nodes(nodes, query_str=QUERY)
+        with pytest.raises(AuthenticationError):
+            await reranker.apostprocess_nodes(nodes, query_str=QUERY)
+        await reranker.aclose()
+    assert guard.keys == [f"Bearer {KEY}"] * 6 + ["Bearer environment"] * 2
+    assert [reranker.token for reranker in rerankers[:3]] == [original.token] * 3
+
+
+def test_a_client_that_cannot_be_pickled_is_an_error_and_stays() -> None:
+    """Without it the component would score in-process elsewhere; here it works as before."""
+
+    class Locked:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def score(self, model: str, *_: Any) -> dict[str, Any]:
+            return {"model": model, "scores": [{"item_id": "0", "score": 0.5, "rank": 0}]}
+
+    client = Locked()
+    for name in ("client", "fallback"):
+        given: dict[str, Any] = {name: client}
+        reranker = SIENodePostprocessor(**given)
+        with pytest.raises(InvalidRequestError, match=f"^{name} cannot be pickled"):
+            pickle.dumps(reranker)
+        assert getattr(reranker, name) is client
+    [ranked] = SIENodePostprocessor(client=client).postprocess_nodes(
+        [NodeWithScore(node=TextNode(text="paris"))], query_str=QUERY
+    )
+    assert ranked.score == 0.5
+
+
+async def test_a_key_that_a_server_repeats_is_not_shown(
+    *,
+    guard: Any,
+    nodes: list[NodeWithScore],
+    postprocess: Postprocess,
+    events: list[BaseEvent],
+    spans: list[SimpleSpan],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not in the error, the marks, the log, nor in events, spans and callback payloads."""
+    caplog.set_level(logging.DEBUG)
+    callbacks = CallbackRecorder()
+    strict = SIENodePostprocessor(
+        guard.address, api_key=KEY, callback_manager=CallbackManager([callbacks])
+    )
+    with pytest.raises(AuthenticationError) as caught:
+        await postprocess(strict, nodes, QUERY)
+    lenient = strict.model_copy(update={"fallback": "retrieval_order"})
+    ranked = await postprocess(lenient, nodes, QUERY)
+    for reranker in (strict, lenient):
+        await reranker.aclose()
+    assert guard.keys == [f"Bearer {KEY}"] * 2
+    assert "nobody knows" in ranked[0].metadata["rerank_reason"]
+    dumped = [event.model_dump_json() for event in events if isinstance(event, ReRankEndEvent)]
+    assert len(dumped) == 2
+    shown = [caught.value, ranked, events, dumped, spans, callbacks.starts, callbacks.ends]
+    assert KEY not in repr(shown) + str(caught.value) + caplog.text
+
+
+async def test_a_degraded_answer_says_so_until_a_complete_one(
+    client: Any, async_client: Any, nodes: list[NodeWithScore], postprocess: Postprocess
+) -> None:
+    """Another model's scores come with marks on copies; the next stage removes them."""
+    before = copy.deepcopy(nodes)
+    spare = Backend(client=client, model="small", name="spare")
+    degraded = SIENodePostprocessor(
+        NOWHERE, fallback=spare, score_threshold=2, keep_retrieval_score=True
+    )
+    ranked = await postprocess(degraded, nodes, QUERY)
+    await degraded.aclose()
+    expected = [("three", 3.0), ("two", 2.0), ("one", 1.0), ("none", 0.0)]
+    assert ids_and_scores(ranked) == expected
+    metadata = dict(ranked[0].metadata)
+    assert NOWHERE in metadata.pop("rerank_reason")
+    assert metadata == {
+        "page": 1,
+        "retrieval_score": 0.8,
+        "rerank_status": "degraded",
+        "rerank_served_by": "spare",
+    }
+    for mode in (MetadataMode.EMBED, MetadataMode.LLM):
+        assert ranked[0].get_content(metadata_mode=mode) == nodes[1].get_content(metadata_mode=mode)
+    assert ranked[0].node.embedding == [1.0]
+    complete = SIENodePostprocessor(client=client, async_client=async_client)
+    again = await postprocess(complete, ranked, QUERY)
+    assert ids_and_scores(again) == expected
+    best = again[0].node
+    assert best.metadata == {"page": 1, "retrieval_score": 0.8}
+    assert best.excluded_embed_metadata_keys == ["retrieval_score"]
+    assert best.excluded_llm_metadata_keys == ["retrieval_score"]
+    assert "rerank_status" in ranked[0].metadata
+    assert nodes == before
+
+
+async def test_retrieval_order_leaves_no_score_from_before(
+    nodes: list[NodeWithScore], postprocess: Postprocess
+) -> None:
+    """Where nothing was scored no score stands, and the order is the one given."""
+    reranker = SIENodePostprocessor(NOWHERE, fallback="retrieval_order")
+    ranked = await postprocess(reranker, nodes, QUERY)
+    await reranker.aclose()
+    expected = [("one", None), ("three", None), ("none", None), ("two", None)]
+    assert ids_and_scores(ranked) == expected
+    assert {node.metadata["rerank_served_by"] for node in ranked} == {"retrieval_order"}
+
+
+async def test_clients_of_the_official_package_are_accepted(
+    official_client: Any, official_async_client: Any, nodes: list[NodeWithScore]
+) -> None:
+    """They are called with what they take, alone and in a fallback, and awaited natively."""
+    reranker = SIENodePostprocessor(
+        client=official_client,
+        async_client=official_async_client,
+        options={"profile": "fast"},
+        gpu="l4",
+    )
+    expected = [("three", 3.0), ("two", 2.0), ("one", 1.0), ("none", 0.0)]
+    assert ids_and_scores(reranker.postprocess_nodes(nodes, query_str=QUERY)) == expected
+    assert ids_and_scores(await reranker.apostprocess_nodes(nodes, query_str=QUERY)) == expected
+    assert official_async_client.inner.threads == [threading.get_ident()]
+    fallen = SIENodePostprocessor(
+        NOWHERE, fallback=official_client, timeout_seconds=30, wait_for_capacity=True
+    )
+    assert ids_and_scores(fallen.postprocess_nodes(nodes, query_str=QUERY)) == expected
+    fallen.close()
+    given = {"instruction": None, "options": {"profile": "fast"}, "gpu": "l4"}
+    nothing = {"instruction": None, "options": None, "gpu": None}
+    assert official_client.inner.arguments == [given, nothing]
+
+
+def test_a_slow_client_is_hedged(client: Any, nodes: list[NodeWithScore]) -> None:
+    """After hedge_after_ms the next is asked too, and the first answer counts."""
+    finish = threading.Event()
+
+    class Slow:
+        def score(self, model: str, _: Any, items: list[Any]) -> dict[str, Any]:
+            finish.wait(20)
+            scores = [{"item_id": item["id"], "score": 0.0, "rank": 0} for item in items]
+            return {"model": model, "scores": scores}
+
+    reranker = SIENodePostprocessor(client=Slow(), fallback=client, hedge_after_ms=1)
+    ranked = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    finish.set()
+    assert ids_and_scores(ranked)[0] == ("three", 3.0)
 
 
 def test_a_changed_copy_has_its_own_backend(client: Any, nodes: list[NodeWithScore]) -> None:

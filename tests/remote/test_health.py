@@ -85,3 +85,19 @@ def test_the_address_comes_from_the_environment(
     """SIE_BASE_URL stands in for the argument."""
     monkeypatch.setenv("SIE_BASE_URL", serve(well).url)
     assert invoke().exit_code == 0
+
+
+async def hostile(x: Any) -> None:
+    """Answer with a model's name that would be markup, and steer the terminal."""
+    if x.request.path == "/healthz":
+        await x.send(200, b"ok", "text/plain")
+    else:
+        body = json.dumps({"models": [{"name": "[link]\x1b[2J/evil", "state": 5}]}).encode()
+        await x.send(200, body, "application/json")
+
+
+def test_what_a_server_says_stays_text(serve: Any) -> None:
+    """No markup, no escape code."""
+    output = invoke(serve(hostile).url).output
+    assert "[link]" in output
+    assert "\x1b" not in output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,23 +13,29 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     SkipValidation,
+    field_serializer,
     model_validator,
 )
 
 from sie_core.errors import InvalidRequestError
-from sie_core.reranker import Reranker
+from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
+
+_SECRETS = ("api_key", "token")
+"""Fields that are part of no dump and no pickle."""
 
 
 class SIEBackend(BaseModel):
     """Hold one `Reranker`, made from the fields, which cannot be assigned afterwards.
 
-    `model_copy(update={...})` gives a changed copy. Nothing is loaded before the first call.
+    `model_copy(update={...})` gives a changed copy. Nothing is loaded before the first call. A
+    copy keeps `api_key` and `token`; a pickle does not, and the process that unpickles it reads
+    `SIE_API_KEY` and `HF_TOKEN`.
 
     Raises:
         pydantic.ValidationError: (a ValueError) An argument is unknown or wrong. It never shows
-            the values, for one of them may be the token.
+            the values, for one of them may be a secret.
     """
 
     model_config = ConfigDict(
@@ -42,20 +48,32 @@ class SIEBackend(BaseModel):
     """Model name or folder."""
     base_url: str | None = Field(default=None, frozen=True)
     """Address of an SIE server; None means `SIE_BASE_URL`, else in this process."""
+    api_key: SecretStr | None = Field(default=None, frozen=True, exclude=True)
+    """Sent to that server only; None means `SIE_API_KEY`. Not part of a dump or pickle."""
     client: SkipValidation[ScoringClient | None] = Field(
         default=None, frozen=True, exclude=True, repr=False
     )
-    """A client to use instead; it stays the caller's to close."""
+    """A client to use instead, also one of SIE's own package; it stays the caller's to close."""
     async_client: SkipValidation[AsyncScoringClient | None] = Field(
         default=None, frozen=True, exclude=True, repr=False
     )
     """The same for async calls; without one, a given `client` runs in a thread."""
+    fallback: SkipValidation[Fallback | Sequence[Fallback] | None] = Field(
+        default=None, frozen=True, repr=False
+    )
+    """Who answers where that fails: `local`, `retrieval_order`, another address or client, or a
+    list of them, asked in turn; None raises the error. One with clients is not part of a dump."""
+    hedge_after_ms: float | None = Field(default=None, frozen=True)
+    """Ask the next of them too where there is no answer after this time."""
     options: Mapping[str, Any] | None = Field(default=None, frozen=True)
     """Passed on to the client's `score`, such as `{"max_length": 256}`."""
     gpu: str | None = Field(default=None, frozen=True)
     """Machine profile on a remote cluster, such as `l4`."""
+    wait_for_capacity: bool = Field(default=False, frozen=True)
+    """Remote: wait while the cluster starts a machine."""
     timeout_seconds: float | None = Field(default=None, frozen=True)
-    """Bound on one whole call, loading included; None waits. `timeout_s` is accepted too."""
+    """Bound on one whole call, retries and loading included; None means 180 on a server, and no
+    bound in-process. `timeout_s` is accepted too."""
     instruction: str | None = None
     """Put before the query, for models trained with instructions."""
     score_space: ScoreSpace | None = None
@@ -71,7 +89,7 @@ class SIEBackend(BaseModel):
     revision: str | None = Field(default=None, frozen=True)
     """Branch, tag or commit of the model on the hub."""
     token: SecretStr | None = Field(default=None, frozen=True, exclude=True)
-    """Hub token for gated models; not part of a dump."""
+    """Hub token for gated models; not part of a dump or pickle."""
     cache_dir: str | Path | None = Field(default=None, frozen=True)
     """Folder for weights; None means `SIE_CACHE_DIR`, else the platform's."""
 
@@ -94,6 +112,19 @@ class SIEBackend(BaseModel):
             copied.model_post_init(None)
         return copied
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave secrets out of a pickle; copies are made without this method, and keep them."""
+        state = super().__getstate__()
+        return state | {"__dict__": state["__dict__"] | dict.fromkeys(_SECRETS)}
+
+    @field_serializer("fallback")
+    def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
+        """Keep names and addresses; clients belong to this process, and may hold secrets."""
+        if fallback is None or isinstance(fallback, str):
+            return fallback
+        is_named = isinstance(fallback, Sequence) and all(isinstance(it, str) for it in fallback)
+        return list(fallback) if is_named else None
+
     def warm_up(self) -> None:
         """Fetch and load the model now, so that the first call does not pay for it."""
         self._reranker.warm_up()
@@ -114,19 +145,27 @@ class SIEBackend(BaseModel):
         return Reranker(
             self.model,
             base_url=self.base_url,
+            api_key=_revealed(self.api_key),
             client=self.client,
             async_client=self.async_client,
+            fallback=self.fallback,
+            hedge_after_ms=self.hedge_after_ms,
             options=self.options,
             gpu=self.gpu,
+            wait_for_capacity=self.wait_for_capacity,
             timeout_seconds=self.timeout_seconds,
             device=self.device,
             dtype=self.dtype,
             max_length=self.max_length,
             batch_size=self.batch_size,
             revision=self.revision,
-            token=self.token.get_secret_value() if self.token is not None else None,
+            token=_revealed(self.token),
             cache_dir=self.cache_dir,
         )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def rename(values: Any, alias: str, name: str) -> Any:

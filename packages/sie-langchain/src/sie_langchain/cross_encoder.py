@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 UNSCORED = float("-inf")
-"""The score of a pair without a text: it was not measured, and sorts behind everything that was."""
+"""The score of a pair that was not measured: it sorts behind everything that was."""
 
 
 class SIECrossEncoder(SIEBackend, BaseCrossEncoder):
-    """Score pairs of texts, for LangChain's `CrossEncoderReranker` and the like."""
+    """Score pairs of texts, for LangChain's `CrossEncoderReranker` and the like.
+
+    Bare numbers cannot say who gave them. With `fallback="retrieval_order"` every score of a
+    degraded answer is `-inf`, which leaves a stable sort in retrieval order; a fallback with
+    another model gives that model's scores, unmarked.
+    """
 
     def score(self, text_pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Score each `(query, text)` pair; one call is made for each different query.
@@ -26,7 +31,8 @@ class SIECrossEncoder(SIEBackend, BaseCrossEncoder):
             text_pairs: Pairs in any order; queries may be mixed.
 
         Returns:
-            One score per pair, in the order given; `-inf` where the text is blank.
+            One score per pair, in the order given; `-inf` where the text is blank, and where
+            only retrieval order is left.
 
         Raises:
             SIEError: A query is blank, or the model could not be had, loaded or run.

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SCORE_KEY = "relevance_score"
 """Where LangChain's rerankers put the score in a document's metadata."""
 
+_STALE_KEYS = {SCORE_KEY, "rerank_status", "rerank_served_by", "rerank_reason"}
+"""What an earlier stage may have written, and speaks of that stage only."""
+
 _MAX_TRACED_SCORES = 10
 """How many of the best scores a trace shows."""
 
@@ -37,6 +40,8 @@ class SIEReranker(SIEBackend, BaseDocumentCompressor):
     It is a document compressor, for `ContextualCompressionRetriever`. Documents come back as
     copies with their id and metadata, and the score in `metadata["relevance_score"]`; documents
     without text come last and have no score. With `callbacks`, each call is a run of its own.
+    Where a `fallback` gave another order than the model's, every document says so in its metadata:
+    `rerank_status`, `rerank_served_by` and `rerank_reason`.
     """
 
     top_n: int | None = None
@@ -134,12 +139,15 @@ class SIEReranker(SIEBackend, BaseDocumentCompressor):
 
 
 def _outputs(ranking: Ranking) -> dict[str, Any]:
-    """Describe an answer to a tracer."""
-    return {
+    """Describe an answer to a tracer, and who gave it."""
+    outputs = {
         "num_documents": len(ranking),
         "scores": [entry.score for entry in ranking.entries[:_MAX_TRACED_SCORES]],
         "usage": dict(ranking.usage),
+        "status": ranking.status,
+        "served_by": ranking.served_by,
     }
+    return outputs if ranking.reason is None else outputs | {"reason": ranking.reason}
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:
@@ -147,12 +155,14 @@ def _texts(documents: Sequence[Document]) -> list[str]:
 
 
 def _to_documents(documents: Sequence[Document], ranking: Ranking) -> list[Document]:
-    return [_with_score(documents[entry.index], entry.score) for entry in ranking]
+    marks = ranking.marks
+    return [_with_score(documents[entry.index], entry.score, marks) for entry in ranking]
 
 
-def _with_score(document: Document, score: float | None) -> Document:
+def _with_score(document: Document, score: float | None, marks: dict[str, str]) -> Document:
     """Copy a document, its score written last, so that a retriever's own score never wins."""
-    metadata = {key: value for key, value in document.metadata.items() if key != SCORE_KEY}
+    kept = {key: value for key, value in document.metadata.items() if key not in _STALE_KEYS}
+    metadata = kept | marks
     if score is not None:
         metadata[SCORE_KEY] = score
     return document.model_copy(update={"metadata": metadata})

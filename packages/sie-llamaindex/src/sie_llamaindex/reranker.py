@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_serializer,
+)
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -16,7 +22,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_score_threshold, check_top_k
-from sie_core.reranker import Reranker
+from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
 
@@ -28,13 +34,25 @@ dispatcher = get_dispatcher(__name__)
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 """Where LlamaIndex's rerankers keep the retriever's score in a node's metadata."""
 
+_MARK_KEYS = {"rerank_status", "rerank_served_by", "rerank_reason"}
+"""Where a degraded answer marks a node. Those of an earlier stage speak of that stage only."""
+
+_SECRETS = ("api_key", "token")
+"""Fields that are part of no dump and no pickle."""
+
+_UNLOSABLE = ("client", "async_client", "fallback")
+"""Fields without which an unpickled component would quietly score somewhere else."""
+
 
 class SIENodePostprocessor(BaseNodePostprocessor):
     """Order nodes by relevance to a query, best first.
 
     Nodes come back in new `NodeWithScore` objects with the reranker's score; nodes without text
     come last with the score None. The nodes given stay as they are. Nothing is loaded before the
-    first call.
+    first call. Where a `fallback` gave another order than the model's, the metadata of every node,
+    which then is a copy, says so: `rerank_status`, `rerank_served_by` and `rerank_reason`, hidden
+    from embeddings and prompts. A copy of the component keeps `api_key` and `token`; a pickle does
+    not, and the process that unpickles it reads `SIE_API_KEY` and `HF_TOKEN`.
 
     Args:
         base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in this process.
@@ -43,14 +61,23 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         options: Passed on to the client's `score`, such as `{"max_length": 256}`.
         gpu: Machine profile on a remote cluster, such as `l4`.
         timeout_s: Another name for `timeout_seconds`.
-        timeout_seconds: Bound on one whole call, loading included; None waits.
+        timeout_seconds: Bound on one whole call, retries and loading included; None means 180 on
+            a server, and no bound in-process.
+        api_key: Sent to the server at `base_url` only; None means `SIE_API_KEY`. It is left out by
+            `to_dict`.
+        fallback: Who answers where that fails: `local`, `retrieval_order`, another address or
+            client, or a list of them, asked in turn; None raises the error. `to_dict` keeps names
+            and addresses, and nothing where there are clients among them.
+        hedge_after_ms: Ask the next of them too where there is no answer after this time.
+        wait_for_capacity: Remote: wait while the cluster starts a machine.
         score_threshold: Keep nodes with `score >= score_threshold`; None keeps all.
         score_space: `raw` logits or `probability`; None means what the model's own config says.
         instruction: Put before the query, for models trained with instructions.
         metadata_mode: Which metadata is part of the text that is scored.
         keep_retrieval_score: Write the retriever's score to `metadata["retrieval_score"]` of a
             copy of the node, hidden from embeddings and prompts.
-        client: A client to use instead; it stays the caller's to close, and is not serialised.
+        client: A client to use instead, also one of SIE's own package; it stays the caller's to
+            close, and is not serialised.
         async_client: The same for async calls; without one, a given `client` runs in a thread.
         device: In-process: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA if there, else CPU.
         dtype: In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32.
@@ -65,7 +92,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         InvalidRequestError: (a ValueError) An argument is wrong, or two contradict each other.
     """
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # one of the inputs may be the token
+    model_config = ConfigDict(hide_input_in_errors=True)  # one of the inputs may be a secret
 
     base_url: str | None = Field(frozen=True, description="Address of an SIE server.")
     model: str = Field(frozen=True, description="Model name or folder.")
@@ -73,6 +100,10 @@ class SIENodePostprocessor(BaseNodePostprocessor):
     options: dict[str, Any] | None = Field(frozen=True, description="Options of the client.")
     gpu: str | None = Field(frozen=True, description="Machine profile on a remote cluster.")
     timeout_seconds: float | None = Field(frozen=True, description="Bound on one whole call.")
+    api_key: SecretStr | None = Field(frozen=True, exclude=True, description="Server's key.")
+    fallback: Any = Field(frozen=True, repr=False, description="Who answers where that fails.")
+    hedge_after_ms: float | None = Field(frozen=True, description="When to ask the next too.")
+    wait_for_capacity: bool = Field(frozen=True, description="Wait for a machine to start.")
     score_threshold: float | None = Field(description="The lowest score that is kept.")
     score_space: ScoreSpace | None = Field(description="Logits (raw) or probabilities.")
     instruction: str | None = Field(description="Instruction to the model.")
@@ -100,6 +131,10 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         timeout_s: float | None = None,
         *,
         timeout_seconds: float | None = None,
+        api_key: str | SecretStr | None = None,
+        fallback: Fallback | Sequence[Fallback] | None = None,
+        hedge_after_ms: float | None = None,
+        wait_for_capacity: bool = False,
         score_threshold: float | None = None,
         score_space: ScoreSpace | None = None,
         instruction: str | None = None,
@@ -125,6 +160,10 @@ class SIENodePostprocessor(BaseNodePostprocessor):
             "options": None if options is None else dict(options),
             "gpu": gpu,
             "timeout_seconds": _one_timeout(timeout_s, timeout_seconds),
+            "api_key": api_key,
+            "fallback": fallback,
+            "hedge_after_ms": hedge_after_ms,
+            "wait_for_capacity": wait_for_capacity,
             "score_threshold": score_threshold,
             "score_space": score_space,
             "instruction": instruction,
@@ -155,6 +194,29 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         if update:
             copied._reranker = copied._make_reranker()  # noqa: SLF001 - it is our own
         return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave secrets out of a pickle; copies are made without this method, and keep them.
+
+        Raises:
+            InvalidRequestError: A client cannot be pickled.
+        """
+        twin = self.model_copy()  # the base class deletes from the object what it cannot pickle
+        twin.__dict__.update(dict.fromkeys(_SECRETS))
+        state = super(SIENodePostprocessor, twin).__getstate__()
+        lost = [name for name in _UNLOSABLE if name not in state["__dict__"]]
+        if lost:
+            msg = f"{', '.join(lost)} cannot be pickled; use base_url and addresses instead"
+            raise InvalidRequestError(msg)
+        return state
+
+    @field_serializer("fallback")
+    def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
+        """Keep names and addresses; clients belong to this process, and may hold secrets."""
+        if fallback is None or isinstance(fallback, str):
+            return fallback
+        is_named = isinstance(fallback, Sequence) and all(isinstance(it, str) for it in fallback)
+        return list(fallback) if is_named else None
 
     def warm_up(self) -> None:
         """Fetch and load the model now, so that the first call does not pay for it."""
@@ -236,46 +298,65 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         return node.get_content(metadata_mode=self.metadata_mode)
 
     def _to_nodes(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
-        return [self._with_score(nodes[entry.index], entry.score) for entry in ranking]
+        marks = ranking.marks
+        return [self._with_score(nodes[entry.index], entry.score, marks) for entry in ranking]
 
-    def _with_score(self, scored: NodeWithScore, score: float | None) -> NodeWithScore:
-        node = scored.node
+    def _with_score(
+        self, scored: NodeWithScore, score: float | None, marks: dict[str, str]
+    ) -> NodeWithScore:
+        added: dict[str, Any] = dict(marks)
         if self.keep_retrieval_score and scored.score is not None:
-            node = _keep_score(node, scored.score)
-        return scored.model_copy(update={"node": node, "score": score})
+            added[RETRIEVAL_SCORE_KEY] = scored.score
+        return scored.model_copy(
+            update={"node": _with_metadata(scored.node, added), "score": score}
+        )
 
     def _make_reranker(self) -> Reranker:
         return Reranker(
             self.model,
             base_url=self.base_url,
+            api_key=_revealed(self.api_key),
             client=self.client,
             async_client=self.async_client,
+            fallback=self.fallback,
+            hedge_after_ms=self.hedge_after_ms,
             options=self.options,
             gpu=self.gpu,
+            wait_for_capacity=self.wait_for_capacity,
             timeout_seconds=self.timeout_seconds,
             device=self.device,
             dtype=self.dtype,
             max_length=self.max_length,
             batch_size=self.batch_size,
             revision=self.revision,
-            token=None if self.token is None else self.token.get_secret_value(),
+            token=_revealed(self.token),
             cache_dir=self.cache_dir,
         )
 
 
-def _keep_score(node: BaseNode, score: float) -> BaseNode:
-    """Copy a node with the retriever's score in its metadata, where no model gets to read it."""
+def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
+    """Copy a node with `added` in its metadata, where no model gets to read it.
+
+    Marks of an earlier stage go. With nothing to add and nothing to remove it is the node itself.
+    """
+    if not added and not _MARK_KEYS & node.metadata.keys():
+        return node
+    kept = {key: value for key, value in node.metadata.items() if key not in _MARK_KEYS}
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, RETRIEVAL_SCORE_KEY: score},
-            "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys),
-            "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys),
+            "metadata": kept | added,
+            "excluded_embed_metadata_keys": _excluded(node.excluded_embed_metadata_keys, added),
+            "excluded_llm_metadata_keys": _excluded(node.excluded_llm_metadata_keys, added),
         }
     )
 
 
-def _with_key(keys: list[str]) -> list[str]:
-    return keys if RETRIEVAL_SCORE_KEY in keys else [*keys, RETRIEVAL_SCORE_KEY]
+def _excluded(keys: list[str], added: dict[str, Any]) -> list[str]:
+    return [key for key in keys if key not in _MARK_KEYS | added.keys()] + list(added)
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _query(query_bundle: QueryBundle | None) -> str:

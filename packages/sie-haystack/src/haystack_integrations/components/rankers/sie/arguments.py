@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haystack.utils import ComponentDevice, Secret
@@ -61,16 +61,23 @@ def device_name(device: ComponentDevice | str | None) -> str | None:
     return device.to_torch_str()
 
 
-def secret_value(token: object) -> str | None:
-    """Read a secret. Its value stands in no message."""
-    if token is None:
+def secret_value(name: str, secret: object) -> str | None:
+    """Read the secret called `name`. Its value stands in no message."""
+    if secret is None:
         return None
-    if not isinstance(token, Secret):
-        msg = f"token must be a haystack Secret, such as Secret.from_token(…), not {type(token)}"
+    if not isinstance(secret, Secret):
+        msg = f"{name} must be a haystack Secret, such as Secret.from_token(…), not {type(secret)}"
         raise InvalidRequestError(msg)
     try:
-        value: str | None = token.resolve_value()
+        value: str | None = secret.resolve_value()
     except ValueError as exc:
-        msg = f"the token could not be read ({exc}); set the variable, or pass token=None"
+        msg = f"the {name} could not be read ({exc}); set the variable, or pass {name}=None"
         raise InvalidRequestError(msg) from exc
     return value
+
+
+def has_client(fallback: object) -> bool:
+    """Tell whether a fallback is more than names and addresses, and so cannot be serialised."""
+    if fallback is None or isinstance(fallback, str):
+        return False
+    return not isinstance(fallback, Sequence) or not all(isinstance(it, str) for it in fallback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,25 +11,28 @@ from typing import TYPE_CHECKING, Any, Self
 
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import ComponentDevice, Secret
+from haystack.utils.auth import EnvVarSecret
 
 from haystack_integrations.components.rankers.sie.arguments import (
     MODEL_KWARGS,
     TOKENIZER_KWARGS,
     agreed,
     device_name,
+    has_client,
     secret_value,
     translated,
     without_torch,
 )
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_score_threshold, check_top_k
-from sie_core.reranker import Reranker
+from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
     from sie_core.ranking import Ranking
 
+_API_KEY = Secret.from_env_var("SIE_API_KEY", strict=False)
 _HUB_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
 
 _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
@@ -40,13 +44,19 @@ _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
 _NOT_SERIALISED = {"client", "async_client", "timeout_s"}
 """Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
 
+_MARK_KEYS = {"rerank_status", "rerank_served_by", "rerank_reason"}
+"""Where a degraded answer marks a document. Those of an earlier stage speak of that stage only."""
+
 
 @component
 class SIERanker:
     """Order documents by relevance to a query, best first.
 
     Documents come back as copies with the ranker's score; documents without text come last with
-    the score None. Nothing is loaded before `warm_up` or the first run.
+    the score None. Nothing is loaded before `warm_up` or the first run. Where a `fallback` gave
+    another order than the model's, every document says so in its meta: `rerank_status`,
+    `rerank_served_by` and `rerank_reason`. A copy of the component keeps its secrets; a pickle
+    keeps the names of environment variables, which are read again, and no values.
 
     Args:
         base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in this process.
@@ -55,7 +65,14 @@ class SIERanker:
         gpu: Machine profile on a remote cluster, such as `l4`.
         options: Passed on to the client's `score`, such as `{"max_length": 256}`.
         timeout_s: Another name for `timeout_seconds`.
-        timeout_seconds: Bound on one whole call, loading included; None waits.
+        timeout_seconds: Bound on one whole call, retries and loading included; None means 180 on
+            a server, and no bound in-process.
+        api_key: Sent to the server at `base_url` only; read when the component is made.
+        fallback: Who answers where that fails: `local`, `retrieval_order`, another address or
+            client, or a list of them, asked in turn; None raises the error. One with clients
+            cannot be serialised.
+        hedge_after_ms: Ask the next of them too where there is no answer after this time.
+        wait_for_capacity: Remote: wait while the cluster starts a machine.
         device: In-process: a `ComponentDevice`, or `cuda`, `cuda:1`, `cpu` or `mps`; None means
             CUDA if there, else CPU.
         token: Hub token for gated models, read when the component is made.
@@ -75,7 +92,8 @@ class SIERanker:
         max_length: Tokens per pair; None means the model's own maximum.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
-        client: A client to use instead; it stays the caller's to close, and cannot be serialised.
+        client: A client to use instead, also one of SIE's own package; it stays the caller's to
+            close, and cannot be serialised.
         async_client: The same for `run_async`; without one, a given `client` runs in a thread.
 
     Raises:
@@ -92,6 +110,10 @@ class SIERanker:
         options: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
         timeout_seconds: float | None = None,
+        api_key: Secret | None = _API_KEY,
+        fallback: Fallback | Sequence[Fallback] | None = None,
+        hedge_after_ms: float | None = None,
+        wait_for_capacity: bool = False,
         device: ComponentDevice | str | None = None,
         token: Secret | None = _HUB_TOKEN,
         query_prefix: str = "",
@@ -121,6 +143,10 @@ class SIERanker:
         self.gpu = gpu
         self.options = None if options is None else dict(options)
         self.timeout_seconds = agreed("timeout_seconds", timeout_seconds, "timeout_s", timeout_s)
+        self.api_key = api_key
+        self.fallback = fallback
+        self.hedge_after_ms = hedge_after_ms
+        self.wait_for_capacity = wait_for_capacity
         self.device = device
         self.token = token
         self.query_prefix = query_prefix
@@ -164,12 +190,14 @@ class SIERanker:
 
         Raises:
             InvalidRequestError: A client was given: it belongs to this process.
-            ValueError: `token` holds the token itself, not the name of an environment variable.
+            ValueError: A secret holds its value, not the name of an environment variable.
         """
-        if self.client is not None or self.async_client is not None:
+        clients = [name for name in ("client", "async_client") if getattr(self, name) is not None]
+        if clients or has_client(self.fallback):
             msg = (
-                "a SIERanker with client or async_client cannot be serialised, for the clients "
-                "belong to this process; use base_url, or the parameters of the in-process model"
+                f"a SIERanker with {' and '.join(clients) or 'a client in fallback'} cannot be "
+                "serialised, for clients belong to this process; use base_url, addresses in "
+                "fallback, or the parameters of the in-process model"
             )
             raise InvalidRequestError(msg)
         names = set(inspect.signature(SIERanker.__init__).parameters) - {"self"} - _NOT_SERIALISED
@@ -179,6 +207,29 @@ class SIERanker:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Make a ranker from what `to_dict` gave."""
         return default_from_dict(cls, data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the values of secrets, also those in the reranker, which is made anew."""
+        left_out: dict[str, Any] = {"_reranker": None}
+        for name in ("api_key", "token"):
+            if not isinstance(getattr(self, name), EnvVarSecret):
+                left_out[name] = None
+        return self.__dict__ | left_out
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reranker = self._make_reranker()
+
+    def __copy__(self) -> Self:
+        """Copy without `__getstate__`, so that secrets stay: a copy does not leave the process."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     @component.output_types(documents=list[Document])
     def run(
@@ -268,11 +319,14 @@ class SIERanker:
         return Reranker(
             self.model,
             base_url=self.base_url,
+            api_key=secret_value("api_key", self.api_key),
             client=self.client,
             async_client=self.async_client,
+            fallback=self.fallback,
             instruction=self.instruction,
             options=self.options,
             gpu=self.gpu,
+            wait_for_capacity=self.wait_for_capacity,
             timeout_seconds=self.timeout_seconds,
             device=device_name(self.device),
             dtype=agreed("dtype", self.dtype, "model_kwargs", from_model.get("dtype")),
@@ -284,7 +338,7 @@ class SIERanker:
             ),
             batch_size=self.batch_size,
             revision=agreed("revision", self.revision, "model_kwargs", from_model.get("revision")),
-            token=secret_value(self.token),
+            token=secret_value("token", self.token),
             cache_dir=self.cache_dir,
         )
 
@@ -300,4 +354,10 @@ def _without_duplicates(documents: list[Document]) -> list[Document]:
 
 
 def _to_documents(documents: list[Document], ranking: Ranking) -> list[Document]:
-    return [replace(documents[entry.index], score=entry.score) for entry in ranking]
+    return [_with_score(documents[entry.index], entry.score, ranking.marks) for entry in ranking]
+
+
+def _with_score(document: Document, score: float | None, marks: dict[str, str]) -> Document:
+    """Copy a document with its score; what an earlier stage said of its own order goes."""
+    kept = {key: value for key, value in document.meta.items() if key not in _MARK_KEYS}
+    return replace(document, score=score, meta=kept | marks)

@@ -323,6 +323,7 @@ class SIERanker:
             client=self.client,
             async_client=self.async_client,
             fallback=self.fallback,
+            hedge_after_ms=self.hedge_after_ms,
             instruction=self.instruction,
             options=self.options,
             gpu=self.gpu,

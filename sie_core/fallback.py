@@ -12,6 +12,7 @@ away from one that fails, and lets a single call probe it again after a while.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import importlib
 import inspect
@@ -20,8 +21,9 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NotRequired, Self
+from urllib.parse import urlsplit
 
 from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import (
@@ -80,6 +82,11 @@ class Backend:
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold a key
     model: str | None = None
     name: str | None = None
+
+    def without_secrets(self) -> Backend:
+        """Return what may be pickled: key and token are left to the other process's environment."""
+        kept = {k: v for k, v in self.arguments.items() if k not in ("api_key", "token")}
+        return replace(self, arguments=kept)
 
 
 class Breaker:
@@ -380,8 +387,16 @@ class _Chain:
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep what was asked for; a copy makes its own backends and has no failures to count."""
-        kept = ("_given", "hedge_after_ms", "timeout_seconds", "_breaker")
-        return {name: self.__dict__[name] for name in kept}
+        kept = ("hedge_after_ms", "timeout_seconds", "_breaker")
+        given = [backend.without_secrets() for backend in self._given]
+        return {name: self.__dict__[name] for name in kept} | {"_given": given}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Make another chain with the same settings, secrets included: it stays in this process."""
+        twin = object.__new__(type(self))
+        given = [copy.deepcopy(backend, memo) for backend in self._given]
+        twin.__setstate__(self.__getstate__() | {"_given": given})
+        return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -664,6 +679,9 @@ def _check_backends(backends: Sequence[Backend]) -> None:
             msg = "'retrieval_order' always answers: put it last"
             raise InvalidRequestError(msg)
         is_address = isinstance(client, str) and client.startswith(("http://", "https://"))
+        if is_address and "@" in urlsplit(client).netloc:  # it would show in served_by and states
+            msg = "a backend's address must not hold credentials: set SIE_API_KEY, or pass a client"
+            raise InvalidRequestError(msg)
         is_known = is_address or client in (LOCAL, RETRIEVAL_ORDER)
         if isinstance(client, str) and not is_known:
             msg = f"a backend must be an address, 'local' or 'retrieval_order', but got {client!r}"

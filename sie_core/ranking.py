@@ -15,6 +15,9 @@ from typing import Any, Literal, TypeGuard, get_args
 from sie_core.errors import InvalidRequestError, InvalidResponseError
 from sie_core.types import ScoreSpace, Usage
 
+MARK_KEYS = frozenset({"rerank_status", "rerank_served_by", "rerank_reason"})
+"""Where a degraded answer marks a document. Those of an earlier stage speak of that stage only."""
+
 _MAX_NAMED_IDS = 3
 """How many ids an error message names before it only counts them."""
 

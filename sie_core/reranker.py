@@ -292,6 +292,7 @@ class Reranker:
         """Leave out secrets, and what belongs to this process."""
         return {
             **{name: value for name, value in self.__dict__.items() if name not in _RUNTIME},
+            "fallback": _without_secrets(self.fallback),
             "_local_arguments": self._local_arguments | {"token": None},
             "_remote_arguments": self._remote_arguments | {"api_key": None},
         }
@@ -300,9 +301,17 @@ class Reranker:
         self.__dict__.update(state)
         self._settle()
 
+    def __copy__(self) -> Self:
+        return self.__deepcopy__({})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Make another with the same settings, secrets included: it stays in this process."""
+        """Make another with the same settings, secrets included: it stays in this process.
+
+        Clients that were given are shared, as they stay the caller's.
+        """
         twin = object.__new__(type(self))
+        for given in (self._client, self._async_client):
+            memo[id(given)] = given
         twin.__setstate__(
             {
                 name: copy.deepcopy(value, memo)
@@ -455,6 +464,14 @@ class Reranker:
                 "them as they are"
             )
             raise InvalidRequestError(msg)
+
+
+def _without_secrets(fallback: Any) -> Any:
+    if isinstance(fallback, Backend):
+        return fallback.without_secrets()
+    if isinstance(fallback, Sequence) and not isinstance(fallback, str):
+        return [_without_secrets(one) for one in fallback]
+    return fallback
 
 
 class _Given:

@@ -16,7 +16,7 @@ import pytest
 
 from sie_core import Item, LocalAsyncClient, LocalClient, Reranker
 from sie_core.errors import InvalidRequestError, SIEConnectionError
-from sie_core.fallback import Backend
+from sie_core.fallback import Backend, FallbackClient
 
 
 class Recorder:
@@ -290,6 +290,26 @@ def test_secrets_stay_in_the_process(sie_server: str) -> None:
         other.close()
 
 
+def test_secrets_of_a_fallback_stay_in_the_process(sie_server: str) -> None:
+    """The same holds for the arguments of a backend, given or in a chain."""
+    backend = Backend(client=sie_server, arguments={"api_key": "k-SECRET"}, model="test/tiny-bert")
+    reranker = Reranker("m", base_url=NOWHERE, fallback=[backend])
+    for whole in (reranker, FallbackClient([NOWHERE, backend])):
+        assert b"SECRET" not in pickle.dumps(whole)
+        assert "SECRET" not in repr(whole)
+    assert copy.deepcopy(reranker).fallback[0].arguments == {"api_key": "k-SECRET"}
+    chain = copy.deepcopy(FallbackClient([NOWHERE, backend]))
+    assert chain._given[1].arguments == {"api_key": "k-SECRET"}
+
+
+def test_a_given_client_is_shared_by_copies() -> None:
+    """It stays the caller's, and may hold locks or sockets that cannot be copied."""
+    client = Recorder()
+    client.lock = threading.Lock()  # type: ignore[attr-defined]
+    copy.deepcopy(Reranker("m", client=client)).rerank("q", ["a"])
+    assert len(client.calls) == 1
+
+
 async def test_closing_from_inside_a_running_loop(sie_server: str) -> None:
     """`close` may be called from sync code that runs in a loop; the connections do close."""
     reranker = Reranker("test/tiny-bert", base_url=sie_server)
@@ -311,6 +331,7 @@ async def test_closing_from_inside_a_running_loop(sie_server: str) -> None:
         ({"base_url": "localhost:8080"}, "base_url"),
         ({"fallback": "locale"}, "'local' or 'retrieval_order', but got 'locale'"),
         ({"fallback": ["retrieval_order", "local"], "base_url": "http://x"}, "put it last"),
+        ({"fallback": "http://u:p@h", "base_url": "http://x"}, "must not hold credentials"),
         ({"timeout_seconds": 0}, "timeout_seconds must be a positive number"),
         ({"client": Recorder(), "device": "cpu"}, "device cannot be combined with a client"),
         ({"client": Recorder(), "base_url": "http://x"}, "base_url cannot be combined"),

@@ -166,6 +166,9 @@ class LocalClient:
             "_sources": replace(self._sources, token=None),
         }
 
+    def __copy__(self) -> Self:
+        return self.__deepcopy__({})
+
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
         """Make another with the same settings, the token included: it stays in this process."""
         twin = object.__new__(type(self))

@@ -11,7 +11,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import model_validator
 
 from sie_core.errors import InvalidRequestError
-from sie_core.ranking import check_score_threshold, check_top_k
+from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
 from sie_langchain.backend import SIEBackend, rename
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCORE_KEY = "relevance_score"
 """Where LangChain's rerankers put the score in a document's metadata."""
 
-_STALE_KEYS = {SCORE_KEY, "rerank_status", "rerank_served_by", "rerank_reason"}
+_STALE_KEYS = {SCORE_KEY, *MARK_KEYS}
 """What an earlier stage may have written, and speaks of that stage only."""
 
 _MAX_TRACED_SCORES = 10

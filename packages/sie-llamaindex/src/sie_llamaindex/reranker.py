@@ -21,7 +21,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from sie_core.errors import InvalidRequestError
-from sie_core.ranking import check_score_threshold, check_top_k
+from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
@@ -33,9 +33,6 @@ dispatcher = get_dispatcher(__name__)
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 """Where LlamaIndex's rerankers keep the retriever's score in a node's metadata."""
-
-_MARK_KEYS = {"rerank_status", "rerank_served_by", "rerank_reason"}
-"""Where a degraded answer marks a node. Those of an earlier stage speak of that stage only."""
 
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
@@ -339,9 +336,9 @@ def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
 
     Marks of an earlier stage go. With nothing to add and nothing to remove it is the node itself.
     """
-    if not added and not _MARK_KEYS & node.metadata.keys():
+    if not added and not MARK_KEYS & node.metadata.keys():
         return node
-    kept = {key: value for key, value in node.metadata.items() if key not in _MARK_KEYS}
+    kept = {key: value for key, value in node.metadata.items() if key not in MARK_KEYS}
     return node.model_copy(
         update={
             "metadata": kept | added,
@@ -352,7 +349,7 @@ def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
 
 
 def _excluded(keys: list[str], added: dict[str, Any]) -> list[str]:
-    return [key for key in keys if key not in _MARK_KEYS | added.keys()] + list(added)
+    return [key for key in keys if key not in MARK_KEYS | added.keys()] + list(added)
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

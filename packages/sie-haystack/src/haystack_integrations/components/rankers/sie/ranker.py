@@ -24,7 +24,7 @@ from haystack_integrations.components.rankers.sie.arguments import (
     without_torch,
 )
 from sie_core.errors import InvalidRequestError
-from sie_core.ranking import check_score_threshold, check_top_k
+from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
@@ -43,9 +43,6 @@ _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
 
 _NOT_SERIALISED = {"client", "async_client", "timeout_s"}
 """Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
-
-_MARK_KEYS = {"rerank_status", "rerank_served_by", "rerank_reason"}
-"""Where a degraded answer marks a document. Those of an earlier stage speak of that stage only."""
 
 
 @component
@@ -360,5 +357,5 @@ def _to_documents(documents: list[Document], ranking: Ranking) -> list[Document]
 
 def _with_score(document: Document, score: float | None, marks: dict[str, str]) -> Document:
     """Copy a document with its score; what an earlier stage said of its own order goes."""
-    kept = {key: value for key, value in document.meta.items() if key not in _MARK_KEYS}
+    kept = {key: value for key, value in document.meta.items() if key not in MARK_KEYS}
     return replace(document, score=score, meta=kept | marks)

@@ -33,6 +33,10 @@ _ARRAY_TYPES: Final = frozenset(
 )
 
 
+Encoded = bytes | memoryview
+"""What a value has become."""
+
+
 class BodyFormat(Protocol):
     """One way to write a body: values first, then the containers around them."""
 
@@ -43,11 +47,13 @@ class BodyFormat(Protocol):
         """Make a function that encodes one value; not to be shared between threads."""
         ...
 
-    def run(self, values: Iterable[object]) -> bytes:
+    def run(self, values: Iterable[object]) -> Encoded:
         """Encode values as they stand in a list, one behind the other."""
         ...
 
-    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes], count: int) -> bytes:
+    def body(
+        self, fields: Sequence[tuple[str, bytes]], items: Sequence[Encoded], count: int
+    ) -> bytes:
         """Put encoded values into a map: the fields by name, and the items as a list.
 
         Args:
@@ -68,14 +74,16 @@ class _Msgpack:
         ).pack
         return pack
 
-    def run(self, values: Iterable[object]) -> bytes:
+    def run(self, values: Iterable[object]) -> Encoded:
         packer = msgpack.Packer(default=_array_to_map, buf_size=_RUN_BUFFER_BYTES, autoreset=False)
         for value in values:
             packer.pack(value)
-        written: bytes = packer.bytes()
+        written: memoryview = packer.getbuffer()  # not a copy: a body may be large
         return written
 
-    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes], count: int) -> bytes:
+    def body(
+        self, fields: Sequence[tuple[str, bytes]], items: Sequence[Encoded], count: int
+    ) -> bytes:
         packer = msgpack.Packer(buf_size=_BUFFER_BYTES)
         chunks = [packer.pack_map_header(len(fields) + 1)]
         for name, value in fields:
@@ -95,10 +103,15 @@ class _Json:
         ).encode
         return lambda value: encode(value).encode()
 
-    def run(self, values: Iterable[object]) -> bytes:
+    def run(self, values: Iterable[object]) -> Encoded:
         return self.encoder()(list(values))[1:-1]
 
-    def body(self, fields: Sequence[tuple[str, bytes]], items: list[bytes], count: int) -> bytes:  # noqa: ARG002
+    def body(
+        self,
+        fields: Sequence[tuple[str, bytes]],
+        items: Sequence[Encoded],
+        count: int,  # noqa: ARG002 - a JSON list ends itself
+    ) -> bytes:
         named = b"".join(json.dumps(name).encode() + b":" + value + b"," for name, value in fields)
         return b'{%b"items":[%b]}' % (named, b",".join(items))
 

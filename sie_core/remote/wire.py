@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, Final, NotRequired, TypedDict, cast, get_args
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidResponseError
 from sie_core.ranking import match_scores
-from sie_core.remote.codec import BodyFormat, decode, encode, to_array
+from sie_core.remote.codec import BodyFormat, Encoded, decode, encode, to_array
 from sie_core.types import Item, ScoreEntry, ScoreResult, ScoreSpace, Usage
 
 PROTOCOL_VERSION: Final = "0.10.1"
@@ -80,7 +81,13 @@ class Reply:
 
 def automatic_ids(count: int) -> list[str]:
     """Return the names of items without ids: `item-0` and so on."""
+    if count <= len(_AUTOMATIC_IDS):
+        return _AUTOMATIC_IDS[:count]
     return [f"item-{i}" for i in range(count)]
+
+
+_AUTOMATIC_IDS: Final = [f"item-{i}" for i in range(512)]
+"""Those of a call that fits into one request: made once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ class Part:
 
     start: int
     stop: int
-    items: list[bytes] = field(repr=False)
+    items: Sequence[Encoded] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +186,7 @@ def encode_item(
 
 def encode_run(
     body_format: BodyFormat, items: Sequence[Item], sent_ids: Sequence[str]
-) -> bytes | None:
+) -> Encoded | None:
     """Encode a call's items at once; None where one of them has to be looked at singly."""
     # A generator: a list of hundreds of dictionaries would set the garbage collector to work.
     values = (
@@ -357,9 +364,15 @@ def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
     )
 
 
+_ID_AND_SCORE: Final = itemgetter("item_id", "score")
+
+
 def _quick_scores(entries: list[dict[str, Any]], ids: Sequence[str]) -> list[float] | None:
     """Do what `match_scores` does for a reply in which all is well; None: look closer."""
-    found = {entry.get("item_id"): entry.get("score") for entry in entries}
+    try:
+        found = dict(map(_ID_AND_SCORE, entries))
+    except KeyError:
+        return None
     scores = list(map(found.get, ids))
     is_whole = len(entries) == len(found) == len(ids)
     if not is_whole or set(map(type, scores)) != {float}:

@@ -54,7 +54,7 @@ REQUIREMENTS = [
     "packaging<25",
     "opentelemetry-sdk<2",
     "opentelemetry-exporter-otlp<2",
-    "opentelemetry-instrumentation-fastapi<1",
+    "opentelemetry-instrumentation-fastapi>=0.50b0,<1",  # it has only pre-releases
     "setuptools",
 ]
 """What sie-server imports to serve a cross-encoder; it names far more for its other models."""

@@ -39,8 +39,8 @@ class EngineSettings:
     Attributes:
         device: `cuda`, `cuda:1`, `cpu`, `mps`; None means CUDA where there is one, else CPU.
         dtype: `float32`, `float16` or `bfloat16`; None means float16 on CUDA, else float32.
-        max_batch_tokens: Tokens per forward pass, padding included; None means the device's
-            default. A pair that is longer alone runs alone.
+        max_batch_tokens: Tokens per forward pass; None means the device's default. A pair
+            that is longer runs alone.
     """
 
     device: str | None = None

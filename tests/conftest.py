@@ -7,7 +7,7 @@ import os
 import signal
 import string
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,6 +71,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bert_two_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT cross-encoder with two labels, as older rerankers have."""
     return make_bert(tmp_path_factory.mktemp("checkpoints") / "tiny-bert-two", num_labels=2)
+
+
+@pytest.fixture
+def make_tiny_bert(tmp_path: Path) -> Callable[..., Path]:
+    """A maker of BERT cross-encoders of other shapes; it takes what `make_bert` takes."""
+    return lambda **settings: make_bert(tmp_path / "made-bert", **settings)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,17 @@ def test_the_engine_needs_neither_httpx_nor_msgpack() -> None:
         "del sys.modules['httpx'], sys.modules['msgpack']"
     )
     assert "torch" in modules_after(statement)
+
+
+def test_scoring_imports_no_transformers(tiny_bert: Path) -> None:
+    """The forward passes are our own; transformers' modules would cost seconds of start-up."""
+    statement = (
+        "from sie_core.local import LocalClient\n"
+        f"LocalClient().score({str(tiny_bert)!r}, {{'text': 'q'}}, [{{'text': 'd'}}])"
+    )
+    modules = modules_after(statement)
+    assert "torch" in modules
+    assert not {"transformers", "huggingface_hub", "sentence_transformers"} & modules
 
 
 def test_a_missing_engine_names_the_install_command() -> None:

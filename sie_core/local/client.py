@@ -60,7 +60,7 @@ class LocalClient:
     Args:
         device: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA where there is one, else CPU.
         dtype: `float32`, `float16` or `bfloat16`; None means float16 on CUDA, else float32.
-        max_batch_tokens: Tokens per forward pass, padding included; None means the device's own.
+        max_batch_tokens: Tokens per forward pass; None means the device's own.
         timeout_seconds: Bound on one whole call, loading included; None waits.
         revision: Branch, tag or commit of models on the hub.
         token: Hub token for gated models.

@@ -1,22 +1,84 @@
-"""Pairs to batches: similar lengths together, as many tokens as the budget allows."""
+"""Pairs to batches, and a batch to one row of tokens with no padding.
+
+Linear layers, LayerNorms and activations need not know where one sequence ends and the next
+begins; only attention does, and gets it from the cumulative lengths::
+
+    batch = PackedBatch.of(pairs, position_offset=architecture.position_offset)
+    batch.token_ids                                  # [total] of all pairs, one after the other
+    batch.cu_seqlens                                 # [pairs + 1]: pair i is cu[i]:cu[i + 1]
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from sie_core.local.tokenization import Pair
 
+Int32s = NDArray[np.int32]
+
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Model inputs of shape [pairs, longest], on the CPU."""
+class PackedBatch:
+    """A batch as the model reads it, in the order of its pairs, on the CPU.
 
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    token_type_ids: torch.Tensor
+    Attributes:
+        token_ids: Of all pairs, one after the other; [total].
+        type_ids: Which part of its pair each token belongs to; [total].
+        position_ids: The position of each token in its pair, from the model's first; [total].
+        cu_seqlens: Where each pair begins, and at last the total; [pairs + 1].
+        lengths: Tokens of each pair; [pairs].
+    """
+
+    token_ids: Int32s
+    type_ids: Int32s
+    position_ids: Int32s
+    cu_seqlens: Int32s
+    lengths: Int32s
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], *, position_offset: int = 0) -> PackedBatch:
+        """Pack pairs.
+
+        Args:
+            pairs: At least one.
+            position_offset: The position of each pair's first token.
+        """
+        lengths = np.fromiter((len(pair.token_ids) for pair in pairs), np.int32, len(pairs))
+        cu_seqlens = np.zeros(len(pairs) + 1, np.int32)
+        np.cumsum(lengths, out=cu_seqlens[1:])
+        total = int(cu_seqlens[-1])
+        starts = np.repeat(cu_seqlens[:-1] - np.int32(position_offset), lengths)
+        return cls(
+            token_ids=_flatten([pair.token_ids for pair in pairs], total),
+            type_ids=_flatten([pair.type_ids for pair in pairs], total),
+            position_ids=np.arange(total, dtype=np.int32) - starts,
+            cu_seqlens=cu_seqlens,
+            lengths=lengths,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of all pairs together."""
+        return int(self.cu_seqlens[-1])
+
+    @property
+    def num_pairs(self) -> int:
+        """Return the number of pairs."""
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """Return the tokens of the longest pair."""
+        return int(self.lengths.max())
+
+
+def _flatten(rows: Sequence[Sequence[int]], total: int) -> Int32s:
+    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, total)
 
 
 def plan_batches(
@@ -26,34 +88,21 @@ def plan_batches(
 
     Args:
         lengths: Tokens of each pair.
-        max_tokens: Bound on pairs times longest length; a pair above it makes a batch alone.
+        max_tokens: Bound on the tokens of a batch; a pair above it makes a batch alone.
         max_pairs: Bound on pairs per batch; None for no bound.
 
     Returns:
         Lists of positions into `lengths`; each position stands in exactly one.
     """
     batches: list[list[int]] = []
-    longest = 0
+    num_tokens = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         batch = batches[-1] if batches else []
-        is_full = (len(batch) + 1) * longest > max_tokens or len(batch) == max_pairs
+        is_full = num_tokens + lengths[position] > max_tokens or len(batch) == max_pairs
         if not batch or is_full:
             batches.append([position])
-            longest = lengths[position]
+            num_tokens = lengths[position]
         else:
             batch.append(position)
+            num_tokens += lengths[position]
     return batches
-
-
-def pad(pairs: Sequence[Pair], *, pad_token_id: int) -> Batch:
-    """Put pairs into rows of equal length, padded at the end."""
-    longest = max(len(pair.token_ids) for pair in pairs)
-    input_ids = torch.full((len(pairs), longest), pad_token_id, dtype=torch.long)
-    token_type_ids = torch.zeros((len(pairs), longest), dtype=torch.long)
-    attention_mask = torch.zeros((len(pairs), longest), dtype=torch.long)
-    for row, pair in enumerate(pairs):
-        length = len(pair.token_ids)
-        input_ids[row, :length] = torch.tensor(pair.token_ids)
-        token_type_ids[row, :length] = torch.tensor(pair.type_ids)
-        attention_mask[row, :length] = 1
-    return Batch(input_ids, attention_mask, token_type_ids)

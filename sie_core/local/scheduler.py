@@ -82,7 +82,7 @@ class Scheduler:
 
         Args:
             pairs: What to score.
-            max_tokens: Tokens per batch, padding included; a longer pair runs alone.
+            max_tokens: Tokens per batch; a longer pair runs alone.
             max_pairs: Pairs per batch; None for no bound.
         """
         request = _Request(pairs, max_tokens, max_pairs)

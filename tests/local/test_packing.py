@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sie_core.local.packing import pad, plan_batches
+from sie_core.local.packing import PackedBatch, plan_batches
 from sie_core.local.tokenization import Pair
 
 lengths = st.lists(st.integers(1, 50), max_size=80)
@@ -19,8 +20,7 @@ def test_batches_partition_the_pairs_within_the_budget(
     batches = plan_batches(lengths, max_tokens=max_tokens, max_pairs=max_pairs)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
-        padded = len(batch) * max(lengths[i] for i in batch)
-        assert padded <= max_tokens or len(batch) == 1
+        assert sum(lengths[i] for i in batch) <= max_tokens or len(batch) == 1
         assert max_pairs is None or len(batch) <= max_pairs
 
 
@@ -32,10 +32,15 @@ def test_the_longest_come_first(lengths: list[int]) -> None:
     assert order == sorted(lengths, reverse=True)
 
 
-def test_padding_is_masked() -> None:
-    """Shorter pairs are padded at the end with the model's padding id and a mask of zeros."""
-    pairs = [Pair([5, 6, 7], [0, 0, 1], is_truncated=False), Pair([8], [0], is_truncated=False)]
-    batch = pad(pairs, pad_token_id=9)
-    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.token_type_ids.tolist() == [[0, 0, 1], [0, 0, 0]]
+def test_pairs_are_laid_end_to_end() -> None:
+    """Tokens follow each other without padding; positions begin anew in every pair."""
+    pairs = [Pair([5, 6, 7], [0, 0, 1], is_truncated=False), Pair([8], [1], is_truncated=False)]
+    batch = PackedBatch.of(pairs, position_offset=2)
+    assert batch.token_ids.tolist() == [5, 6, 7, 8]
+    assert batch.type_ids.tolist() == [0, 0, 1, 1]
+    assert batch.position_ids.tolist() == [2, 3, 4, 2]
+    assert batch.cu_seqlens.tolist() == [0, 3, 4]
+    assert batch.lengths.tolist() == [3, 1]
+    assert (batch.num_tokens, batch.num_pairs, batch.max_length) == (4, 2, 3)
+    for row in (batch.token_ids, batch.type_ids, batch.position_ids, batch.cu_seqlens):
+        assert row.dtype == np.int32

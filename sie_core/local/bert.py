@@ -1,0 +1,177 @@
+"""BERT, RoBERTa and XLM-RoBERTa classifiers on packed rows.
+
+The score is read off the first token alone, so the last layer is computed for that token alone:
+its query, output and feed-forward for one row per sequence, and no keys or values at all (see
+`attention`). That is exact.
+
+Each step can be called and timed by itself: `embed`, `layer` for all layers but the last,
+`last_layer`, `head`; `forward` is the four in a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sie_core.local.architecture import Architecture
+from sie_core.local.attention import Attention
+from sie_core.local.layers import ACTIVATIONS, LayerNorm, Linear, PackedInputs, Placement
+from sie_core.local.weights import Weights
+
+_QKV = 3
+
+
+def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """List the tensors of such a classifier, by their names in a checkpoint."""
+    a, body = architecture, _body(architecture)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{body}.embeddings.word_embeddings.weight": (a.vocab_size, a.hidden_size),
+        f"{body}.embeddings.position_embeddings.weight": (a.max_positions, a.hidden_size),
+        f"{body}.embeddings.token_type_embeddings.weight": (a.type_vocab_size, a.hidden_size),
+        f"{body}.embeddings.LayerNorm.weight": (a.hidden_size,),
+        f"{body}.embeddings.LayerNorm.bias": (a.hidden_size,),
+    }
+    for index in range(a.num_layers):
+        layer = f"{body}.encoder.layer.{index}"
+        for name in (*_attention_names(layer), f"{layer}.attention.output.dense"):
+            shapes |= _linear_shapes(name, a.hidden_size, a.hidden_size)
+        shapes |= _linear_shapes(f"{layer}.intermediate.dense", a.intermediate_size, a.hidden_size)
+        shapes |= _linear_shapes(f"{layer}.output.dense", a.hidden_size, a.intermediate_size)
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {f"{layer}.{name}.{part}": (a.hidden_size,) for part in ("weight", "bias")}
+    dense, classifier = _head_names(architecture)
+    shapes |= _linear_shapes(dense, a.hidden_size, a.hidden_size)
+    return shapes | _linear_shapes(classifier, a.num_labels, a.hidden_size)
+
+
+@dataclass(frozen=True, slots=True)
+class BertLayer:
+    """One transformer layer: attention and feed-forward, each with a LayerNorm after it."""
+
+    qkv: Linear
+    attention_out: Linear
+    attention_norm: LayerNorm
+    up: Linear
+    down: Linear
+    norm: LayerNorm
+
+
+class BertClassifier:
+    """A BERT, RoBERTa or XLM-RoBERTa with a classification head.
+
+    Args:
+        architecture: Its shape.
+        weights: Its tensors, checked.
+        placement: Device and number format.
+    """
+
+    def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
+        self._num_heads = architecture.num_heads
+        self._activation = ACTIVATIONS[architecture.hidden_act]
+        self._head_activation = ACTIVATIONS[architecture.head_act]
+        self._dtype = placement.dtype
+        self._residual_dtype = placement.residual_dtype
+        body, eps = _body(architecture), architecture.layer_norm_eps
+        embeddings = f"{body}.embeddings"
+        self._words, self._positions, self._types = (
+            placement.residual(weights[f"{embeddings}.{kind}_embeddings.weight"])
+            for kind in ("word", "position", "token_type")
+        )
+        self._embedding_norm = LayerNorm.read(
+            weights, f"{embeddings}.LayerNorm", eps, convert=placement.residual
+        )
+        self._layers = [
+            _read_layer(f"{body}.encoder.layer.{index}", eps, weights, placement)
+            for index in range(architecture.num_layers)
+        ]
+        dense, classifier = _head_names(architecture)
+        self._dense = Linear.read(weights, dense, convert=placement.exact)
+        self._classifier = Linear.read(weights, classifier, convert=placement.exact)
+
+    @property
+    def num_layers(self) -> int:
+        """Return the number of layers, the last one included."""
+        return len(self._layers)
+
+    def forward(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the float32 logits of a batch; [sequences, labels]."""
+        hidden = self.embed(inputs)
+        for index in range(self.num_layers - 1):
+            hidden = self.layer(index, hidden, attention)
+        return self.head(self.last_layer(hidden, inputs, attention))
+
+    def embed(self, inputs: PackedInputs) -> torch.Tensor:
+        """Return the embeddings of all tokens; [total, hidden]."""
+        embedding = nn.functional.embedding
+        hidden = embedding(inputs.token_ids, self._words)
+        hidden += embedding(inputs.position_ids, self._positions)
+        if len(self._types) > 1:
+            hidden += embedding(inputs.type_ids, self._types)
+        else:
+            hidden += self._types[0]
+        return self._embedding_norm(hidden)
+
+    def layer(self, index: int, hidden: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """Run one layer for all tokens."""
+        layer = self._layers[index]
+        qkv = layer.qkv(hidden.to(self._dtype))
+        attended = attention.full(qkv.view(len(qkv), _QKV, self._num_heads, -1))
+        return self._finish(layer, hidden, attended)
+
+    def last_layer(
+        self, hidden: torch.Tensor, inputs: PackedInputs, attention: Attention
+    ) -> torch.Tensor:
+        """Run the last layer for the first token of every sequence; [sequences, hidden]."""
+        layer = self._layers[-1]
+        query, key, value = (layer.qkv.part(i, _QKV) for i in range(_QKV))
+        first = hidden.index_select(0, inputs.first_rows)
+        queries = query(first.to(self._dtype)).view(len(first), self._num_heads, -1)
+        return self._finish(layer, first, attention.first(queries, hidden, key, value))
+
+    def head(self, first: torch.Tensor) -> torch.Tensor:
+        """Return the logits of first tokens, in float32."""
+        return self._classifier(self._head_activation(self._dense(first.float())))
+
+    def _finish(
+        self, layer: BertLayer, hidden: torch.Tensor, attended: torch.Tensor
+    ) -> torch.Tensor:
+        """Run what follows a layer's attention; needs no sequences."""
+        out = layer.attention_out(attended.flatten(1).to(self._dtype))
+        hidden = layer.attention_norm(hidden + out)
+        out = layer.down(self._activation(layer.up(hidden.to(self._dtype))))
+        return layer.norm(hidden + out)
+
+
+def _read_layer(name: str, eps: float, weights: Weights, placement: Placement) -> BertLayer:
+    weight, residual = placement.weight, placement.residual
+    return BertLayer(
+        qkv=Linear.read(weights, *_attention_names(name), convert=weight),
+        attention_out=Linear.read(weights, f"{name}.attention.output.dense", convert=weight),
+        attention_norm=LayerNorm.read(
+            weights, f"{name}.attention.output.LayerNorm", eps, convert=residual
+        ),
+        up=Linear.read(weights, f"{name}.intermediate.dense", convert=weight),
+        down=Linear.read(weights, f"{name}.output.dense", convert=weight),
+        norm=LayerNorm.read(weights, f"{name}.output.LayerNorm", eps, convert=residual),
+    )
+
+
+def _body(architecture: Architecture) -> str:
+    return "bert" if architecture.model_type == "bert" else "roberta"
+
+
+def _head_names(architecture: Architecture) -> tuple[str, str]:
+    """Return the names of the head's dense layer and of its last layer."""
+    if architecture.model_type == "bert":
+        return "bert.pooler.dense", "classifier"
+    return "classifier.dense", "classifier.out_proj"
+
+
+def _attention_names(layer: str) -> list[str]:
+    return [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+
+
+def _linear_shapes(name: str, num_out: int, num_in: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (num_out, num_in), f"{name}.bias": (num_out,)}

@@ -1,0 +1,168 @@
+"""What the forward passes are made of: linear layers, LayerNorms, activations, and their inputs.
+
+All of it runs on packed rows: [total, width], whatever the number of sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+import torch
+from torch import nn
+
+from sie_core.local.architecture import Activation
+from sie_core.local.packing import PackedBatch
+from sie_core.local.weights import Weights
+
+
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _linear(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "mish": nn.functional.mish,
+    "relu6": nn.functional.relu6,
+    "linear": _linear,
+}
+"""Functions of a tensor; those that transformers computes in several ways have one way here."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedInputs:
+    """A packed batch as tensors on the device; see `PackedBatch`.
+
+    Attributes:
+        token_ids: [total].
+        type_ids: [total].
+        position_ids: [total].
+        first_rows: Where each sequence begins; [sequences].
+    """
+
+    token_ids: torch.Tensor
+    type_ids: torch.Tensor
+    position_ids: torch.Tensor
+    first_rows: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> PackedInputs:
+        """Share a batch's memory; on the CPU."""
+        return cls(
+            token_ids=torch.from_numpy(batch.token_ids),
+            type_ids=torch.from_numpy(batch.type_ids),
+            position_ids=torch.from_numpy(batch.position_ids),
+            first_rows=torch.from_numpy(batch.cu_seqlens[:-1]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model's parts live and in which number format.
+
+    Attributes:
+        device: The device.
+        dtype: What linear layers and attention compute in.
+        residual_dtype: What embeddings, residual sums and LayerNorms keep. On the CPU float32,
+            which halves the error of bfloat16; elsewhere the same as `dtype`.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def residual_dtype(self) -> torch.dtype:
+        """Return the number format of what runs through all layers."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
+
+    def weight(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a linear layer's tensor, shared with the file where nothing has to change."""
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+    def residual(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return an embedding's or a LayerNorm's tensor."""
+        return tensor.to(device=self.device, dtype=self.residual_dtype)
+
+    def exact(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the head."""
+        return tensor.to(device=self.device, dtype=torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x W^T + b."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @classmethod
+    def read(
+        cls,
+        weights: Weights,
+        *names: str,
+        convert: Callable[[torch.Tensor], torch.Tensor],
+        has_bias: bool = True,
+    ) -> Self:
+        """Read one layer, or several of the same input as one.
+
+        Args:
+            weights: Where it stands.
+            names: Of the layers, without `.weight` and `.bias`.
+            convert: Gives the tensors their device and number format.
+            has_bias: Whether there is a bias.
+        """
+        weight = [convert(weights[f"{name}.weight"]) for name in names]
+        bias = [convert(weights[f"{name}.bias"]) for name in names] if has_bias else []
+        return cls(_joined(weight), _joined(bias) if bias else None)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Project [total, in] to [total, out]."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def part(self, index: int, count: int) -> Linear:
+        """Return one of the `count` equal layers that were read as one."""
+        bias = None if self.bias is None else self.bias.chunk(count)[index]
+        return Linear(self.weight.chunk(count)[index], bias)
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """LayerNorm over the last dimension; its statistics are taken in float32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    eps: float
+
+    @classmethod
+    def read(
+        cls,
+        weights: Weights,
+        name: str,
+        eps: float,
+        *,
+        convert: Callable[[torch.Tensor], torch.Tensor],
+        has_bias: bool = True,
+    ) -> Self:
+        """Read one by its name, without `.weight` and `.bias`."""
+        bias = convert(weights[f"{name}.bias"]) if has_bias else None
+        return cls(convert(weights[f"{name}.weight"]), bias, eps)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise each row."""
+        return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sie_core.local import bert
+from sie_core.local import bert, native
 from sie_core.local.architecture import Architecture
 from sie_core.local.attention import GroupedAttention
 from sie_core.local.layers import PackedInputs, Placement
@@ -24,7 +24,7 @@ from sie_core.types import ScoreSpace
 Worker = Callable[[Sequence[Pair]], list[float]]
 """Scores one batch: one raw float32 score per pair. At least one pair, of any lengths."""
 
-Classifier = bert.BertClassifier
+Classifier = bert.BertClassifier | native.NativeClassifier
 """A family's forward pass."""
 
 _NUM_TWO_LABEL = 2
@@ -70,8 +70,12 @@ class PairEncoder:
         architecture = Architecture.read(files)
         weights = Weights.open(files, allow_pickle=allow_pickle)
         weights.check(bert.tensor_shapes(architecture))
-        placement = Placement(device, dtype)
-        classifier = bert.BertClassifier(architecture, weights, placement)
+        classifier: Classifier
+        kernels = native.choose_kernels(architecture, dtype) if device.type == "cpu" else None
+        if kernels is not None:
+            classifier = native.NativeClassifier(architecture, weights, kernels)
+        else:
+            classifier = bert.BertClassifier(architecture, weights, Placement(device, dtype))
         return cls(classifier, PairTokenizer.load(files.folder), architecture)
 
     @property
@@ -90,6 +94,8 @@ class PairEncoder:
         It may be called from any thread, but from one at a time. Weights are shared between
         workers.
         """
+        if isinstance(self._classifier, native.NativeClassifier):
+            return self._classifier.open_worker()
         return CPUWorker(self._classifier, self.architecture)
 
     def logits(self, pairs: Sequence[Pair]) -> list[float]:
@@ -107,7 +113,7 @@ class CPUWorker:
         architecture: The model's shape.
     """
 
-    def __init__(self, classifier: Classifier, architecture: Architecture) -> None:
+    def __init__(self, classifier: bert.BertClassifier, architecture: Architecture) -> None:
         self._classifier = classifier
         self._position_offset = architecture.position_offset
 

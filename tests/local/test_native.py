@@ -148,7 +148,7 @@ def test_bfloat16_loses_no_more_than_torch_does(checkpoint: Make) -> None:
     if "amx" not in native.available_kernels():
         pytest.skip("this build or processor has no amx kernels")
     folder = checkpoint(num_hidden_layers=4, hidden_size=128, num_attention_heads=4)
-    pairs = make_pairs(LENGTHS * 4)
+    pairs = make_pairs(LENGTHS * 2)
     expected = reference(folder, pairs)
     files = ModelFiles(name="test", folder=folder, source="folder")
     architecture, weights = Architecture.read(files), Weights.open(files)

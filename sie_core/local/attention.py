@@ -32,10 +32,23 @@ class Attention(Protocol):
         """
         ...
 
-    def first(
+    def first(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Let the first token of every sequence see the whole sequence.
+
+        Args:
+            query: Of the first tokens; [sequences, heads, head size].
+            key: Of all tokens; [total, heads, head size].
+            value: The same.
+
+        Returns:
+            [sequences, heads, head size].
+        """
+        ...
+
+    def first_unprojected(
         self, query: torch.Tensor, hidden: torch.Tensor, key: Linear, value: Linear
     ) -> torch.Tensor:
-        """Let the first token of every sequence see the whole sequence.
+        """Do what `first` does, with keys and values that need not be computed.
 
         Args:
             query: Of the first tokens; [sequences, heads, head size].
@@ -46,6 +59,10 @@ class Attention(Protocol):
         Returns:
             [sequences, heads, head size].
         """
+        ...
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the float32 mean of every sequence's rows; [total, n] to [sequences, n]."""
         ...
 
 
@@ -70,10 +87,22 @@ class GroupedAttention:
             out[rows].view_as(attended.transpose(1, 2)).copy_(attended.transpose(1, 2))
         return out
 
-    def first(
+    def first(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """See `Attention.first`."""
+        out = torch.empty_like(query)
+        begin = 0
+        for rows, count, length in self._groups():
+            q = query[begin : begin + count, :, None]
+            k, v = (x[rows].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (key, value))
+            attended = nn.functional.scaled_dot_product_attention(q, k, v)
+            out[begin : begin + count] = attended[:, :, 0]
+            begin += count
+        return out
+
+    def first_unprojected(
         self, query: torch.Tensor, hidden: torch.Tensor, key: Linear, value: Linear
     ) -> torch.Tensor:
-        """See `Attention.first`.
+        """See `Attention.first_unprojected`.
 
         Neither keys nor values are projected: query (W_k x) is (query W_k) x, and the mean of
         W_v x is W_v of the mean. The keys' bias adds the same to every score, which softmax takes
@@ -96,6 +125,14 @@ class GroupedAttention:
         if value.bias is not None:
             attended = attended + value.bias.to(hidden.dtype).view(num_heads, head_size)
         return attended
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Attention.mean`."""
+        groups = [
+            rows[group].view(count, length, -1).float().mean(1)
+            for group, count, length in self._groups()
+        ]
+        return torch.cat(groups)
 
     def _groups(self) -> Iterator[tuple[slice, int, int]]:
         """Yield the rows, the number and the length of neighbouring equally long sequences."""

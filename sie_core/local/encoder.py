@@ -1,6 +1,6 @@
 """`PairEncoder`: one loaded cross-encoder, from pairs of token ids to logits.
 
-The forward passes are this package's own (`bert`), over packed rows; see
+The forward passes are this package's own (`bert`, `modernbert`), over packed rows; see
 docs/decisions/0040-own-packed-forwards.md. Whoever scores opens a worker, a function from a batch
 of pairs to their logits with buffers of its own; several may run at once, in a thread each.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sie_core.local import bert
+from sie_core.local import bert, modernbert
 from sie_core.local.architecture import Architecture
 from sie_core.local.attention import GroupedAttention
 from sie_core.local.layers import PackedInputs, Placement
@@ -24,7 +24,7 @@ from sie_core.types import ScoreSpace
 Worker = Callable[[Sequence[Pair]], list[float]]
 """Scores one batch: one raw float32 score per pair. At least one pair, of any lengths."""
 
-Classifier = bert.BertClassifier
+Classifier = bert.BertClassifier | modernbert.ModernBertClassifier
 """A family's forward pass."""
 
 _NUM_TWO_LABEL = 2
@@ -69,9 +69,7 @@ class PairEncoder:
         """
         architecture = Architecture.read(files)
         weights = Weights.open(files, allow_pickle=allow_pickle)
-        weights.check(bert.tensor_shapes(architecture))
-        placement = Placement(device, dtype)
-        classifier = bert.BertClassifier(architecture, weights, placement)
+        classifier = load_classifier(architecture, weights, Placement(device, dtype))
         return cls(classifier, PairTokenizer.load(files.folder), architecture)
 
     @property
@@ -97,6 +95,21 @@ class PairEncoder:
         if self._worker is None:
             self._worker = self.open_worker()
         return self._worker(pairs)
+
+
+def load_classifier(
+    architecture: Architecture, weights: Weights, placement: Placement
+) -> Classifier:
+    """Check a classifier's tensors and put them where it will run.
+
+    Raises:
+        ModelLoadError: A tensor is missing, or does not fit the architecture.
+    """
+    if architecture.model_type == "modernbert":
+        weights.check(modernbert.tensor_shapes(architecture))
+        return modernbert.ModernBertClassifier(architecture, weights, placement)
+    weights.check(bert.tensor_shapes(architecture))
+    return bert.BertClassifier(architecture, weights, placement)
 
 
 class CPUWorker:

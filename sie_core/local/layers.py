@@ -137,6 +137,14 @@ class Linear:
         return Linear(self.weight.chunk(count)[index], bias)
 
 
+def linear_shapes(
+    name: str, num_out: int, num_in: int, *, has_bias: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a linear layer's tensors."""
+    bias: dict[str, tuple[int, ...]] = {f"{name}.bias": (num_out,)} if has_bias else {}
+    return {f"{name}.weight": (num_out, num_in)} | bias
+
+
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 

@@ -143,6 +143,92 @@ class GroupedAttention:
             begin += count * length
 
 
+class VarlenKernel(Protocol):
+    """Attention over packed rows by a kernel that takes cumulative lengths."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        cu_seqlens: tuple[torch.Tensor, torch.Tensor],
+        max_lengths: tuple[int, int],
+        window: int | None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: [queries, heads, head size].
+            key: [total, heads, head size].
+            value: The same.
+            cu_seqlens: Where each sequence's queries begin, and its keys; int32.
+            max_lengths: Bounds on its queries and keys.
+            window: A query sees keys at most this far away; None for all.
+
+        Returns:
+            [queries, heads, head size].
+        """
+        ...
+
+
+class VarlenAttention:
+    """Attention with one call for all sequences, and no size that the host has to wait for.
+
+    Args:
+        cu_seqlens: Where each sequence begins, and the total; int32 on the device.
+        max_length: A bound on the longest sequence.
+        kernel: Computes it.
+    """
+
+    def __init__(self, cu_seqlens: torch.Tensor, max_length: int, kernel: VarlenKernel) -> None:
+        self._cu_seqlens = cu_seqlens
+        self._max_length = max_length
+        self._kernel = kernel
+
+    def full(self, qkv: torch.Tensor, *, window: int | None = None) -> torch.Tensor:
+        """See `Attention.full`."""
+        cu_seqlens, max_length = self._cu_seqlens, self._max_length
+        query, key, value = qkv.unbind(1)
+        return self._kernel(
+            query,
+            key,
+            value,
+            cu_seqlens=(cu_seqlens, cu_seqlens),
+            max_lengths=(max_length, max_length),
+            window=window,
+        )
+
+    def first(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """See `Attention.first`."""
+        one_each = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        return self._kernel(
+            query,
+            key,
+            value,
+            cu_seqlens=(one_each, self._cu_seqlens),
+            max_lengths=(1, self._max_length),
+            window=None,
+        )
+
+    def first_unprojected(
+        self, query: torch.Tensor, hidden: torch.Tensor, key: Linear, value: Linear
+    ) -> torch.Tensor:
+        """See `Attention.first_unprojected`.
+
+        Keys and values are projected here: that costs a GPU less than attention without a kernel.
+        """
+        hidden = hidden.to(query.dtype)
+        heads = (len(hidden), *query.shape[1:])
+        return self.first(query, key(hidden).view(heads), value(hidden).view(heads))
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Attention.mean`."""
+        return torch.segment_reduce(
+            rows.float(), "mean", offsets=self._cu_seqlens, axis=0, unsafe=True
+        )
+
+
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor | None:
     """Return the mask of what each token sees in a sliding window; None where that is all."""
     if length <= window + 1:

@@ -7,27 +7,19 @@ of pairs to their logits with buffers of its own; several may run at once, in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from sie_core.local import bert, modernbert
 from sie_core.local.architecture import Architecture
-from sie_core.local.attention import GroupedAttention
-from sie_core.local.layers import PackedInputs, Placement
-from sie_core.local.packing import PackedBatch
+from sie_core.local.cuda import CudaRuntime, find_varlen_kernel
+from sie_core.local.layers import Placement
 from sie_core.local.tokenization import Pair, PairTokenizer
 from sie_core.local.weights import Weights
+from sie_core.local.worker import Classifier, GroupedWorker, VarlenWorker, Worker
 from sie_core.models.sources import ModelFiles
 from sie_core.types import ScoreSpace
-
-Worker = Callable[[Sequence[Pair]], list[float]]
-"""Scores one batch: one raw float32 score per pair. At least one pair, of any lengths."""
-
-Classifier = bert.BertClassifier | modernbert.ModernBertClassifier
-"""A family's forward pass."""
-
-_NUM_TWO_LABEL = 2
 
 
 class PairEncoder:
@@ -46,9 +38,11 @@ class PairEncoder:
         classifier: Classifier,
         tokenizer: PairTokenizer,
         architecture: Architecture,
+        placement: Placement,
     ) -> None:
         self.architecture = architecture
         self.tokenizer = tokenizer
+        self._placement = placement
         self._classifier = classifier
         self._worker: Worker | None = None
 
@@ -69,8 +63,9 @@ class PairEncoder:
         """
         architecture = Architecture.read(files)
         weights = Weights.open(files, allow_pickle=allow_pickle)
-        classifier = load_classifier(architecture, weights, Placement(device, dtype))
-        return cls(classifier, PairTokenizer.load(files.folder), architecture)
+        placement = Placement(device, dtype)
+        classifier = load_classifier(architecture, weights, placement)
+        return cls(classifier, PairTokenizer.load(files.folder), architecture, placement)
 
     @property
     def max_length(self) -> int:
@@ -88,7 +83,11 @@ class PairEncoder:
         It may be called from any thread, but from one at a time. Weights are shared between
         workers.
         """
-        return CPUWorker(self._classifier, self.architecture)
+        device, dtype = self._placement.device, self._placement.dtype
+        kernel = find_varlen_kernel(device, dtype, self.architecture)
+        if kernel is None:
+            return GroupedWorker(self._classifier, self.architecture, device)
+        return VarlenWorker(self._classifier, self.architecture, kernel, CudaRuntime(device))
 
     def logits(self, pairs: Sequence[Pair]) -> list[float]:
         """Score one batch with a worker that is kept for this: from one thread at a time."""
@@ -110,39 +109,6 @@ def load_classifier(
         return modernbert.ModernBertClassifier(architecture, weights, placement)
     weights.check(bert.tensor_shapes(architecture))
     return bert.BertClassifier(architecture, weights, placement)
-
-
-class CPUWorker:
-    """Scores batches on the CPU.
-
-    Args:
-        classifier: The forward pass, shared.
-        architecture: The model's shape.
-    """
-
-    def __init__(self, classifier: Classifier, architecture: Architecture) -> None:
-        self._classifier = classifier
-        self._position_offset = architecture.position_offset
-
-    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one raw score per pair."""
-        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].token_ids))
-        batch = PackedBatch.of([pairs[i] for i in order], position_offset=self._position_offset)
-        attention = GroupedAttention(batch.lengths.tolist())
-        with torch.inference_mode():
-            logits = to_scores(self._classifier.forward(PackedInputs.of(batch), attention))
-        scores = [0.0] * len(pairs)
-        for position, logit in zip(order, logits.tolist(), strict=True):
-            scores[position] = logit
-        return scores
-
-
-def to_scores(logits: torch.Tensor) -> torch.Tensor:
-    """Return one raw score per pair from logits of shape [pairs, labels]."""
-    if logits.shape[1] == _NUM_TWO_LABEL:
-        # The difference of two logits is the logit of their softmax.
-        return logits[:, 1] - logits[:, 0]
-    return logits[:, 0]
 
 
 def to_score_space(logits: Sequence[float], space: ScoreSpace) -> list[float]:

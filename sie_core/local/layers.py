@@ -67,6 +67,15 @@ class PackedInputs:
             first_rows=torch.from_numpy(batch.cu_seqlens[:-1]),
         )
 
+    def to(self, device: torch.device) -> PackedInputs:
+        """Return the same on a device, which may be this one."""
+        return PackedInputs(
+            self.token_ids.to(device),
+            self.type_ids.to(device),
+            self.position_ids.to(device),
+            self.first_rows.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

@@ -19,7 +19,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / ".build"
-KERNELS = ["sie_core/local/kernels/libsie_kernels.so"] if (sys.platform, platform.machine()) == ("linux", "x86_64") else []
+KERNELS = (
+    ["sie_core/local/kernels/libsie_kernels.so"]
+    if (sys.platform, platform.machine()) == ("linux", "x86_64")
+    else []
+)
 DISTRIBUTIONS = {
     ROOT: ["sie_core/py.typed", *KERNELS],
     ROOT / "packages/sie-langchain": ["sie_langchain/py.typed"],

@@ -17,7 +17,14 @@ from torch import nn
 
 from sie_core.local.architecture import Architecture
 from sie_core.local.attention import Attention
-from sie_core.local.layers import ACTIVATIONS, LayerNorm, Linear, PackedInputs, Placement
+from sie_core.local.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    Linear,
+    PackedInputs,
+    Placement,
+    linear_shapes,
+)
 from sie_core.local.weights import Weights
 
 _QKV = 3
@@ -36,14 +43,14 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     for index in range(a.num_layers):
         layer = f"{body}.encoder.layer.{index}"
         for name in (*_attention_names(layer), f"{layer}.attention.output.dense"):
-            shapes |= _linear_shapes(name, a.hidden_size, a.hidden_size)
-        shapes |= _linear_shapes(f"{layer}.intermediate.dense", a.intermediate_size, a.hidden_size)
-        shapes |= _linear_shapes(f"{layer}.output.dense", a.hidden_size, a.intermediate_size)
+            shapes |= linear_shapes(name, a.hidden_size, a.hidden_size)
+        shapes |= linear_shapes(f"{layer}.intermediate.dense", a.intermediate_size, a.hidden_size)
+        shapes |= linear_shapes(f"{layer}.output.dense", a.hidden_size, a.intermediate_size)
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
             shapes |= {f"{layer}.{name}.{part}": (a.hidden_size,) for part in ("weight", "bias")}
     dense, classifier = head_names(architecture)
-    shapes |= _linear_shapes(dense, a.hidden_size, a.hidden_size)
-    return shapes | _linear_shapes(classifier, a.num_labels, a.hidden_size)
+    shapes |= linear_shapes(dense, a.hidden_size, a.hidden_size)
+    return shapes | linear_shapes(classifier, a.num_labels, a.hidden_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ class BertClassifier:
         query, key, value = (layer.qkv.part(i, _QKV) for i in range(_QKV))
         first = hidden.index_select(0, inputs.first_rows)
         queries = query(first.to(self._dtype)).view(len(first), self._num_heads, -1)
-        return self._finish(layer, first, attention.first(queries, hidden, key, value))
+        return self._finish(layer, first, attention.first_unprojected(queries, hidden, key, value))
 
     def head(self, first: torch.Tensor) -> torch.Tensor:
         """Return the logits of first tokens, in float32."""
@@ -185,7 +192,3 @@ def layer_names(architecture: Architecture, index: int) -> list[str]:
 
 def _attention_names(layer: str) -> list[str]:
     return [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-
-
-def _linear_shapes(name: str, num_out: int, num_in: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (num_out, num_in), f"{name}.bias": (num_out,)}

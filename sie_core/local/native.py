@@ -194,10 +194,6 @@ class NativeClassifier:
         if getattr(self, "_model", None):
             self._library.sie_model_free(self._model)
 
-    def open_worker(self) -> NativeWorker:
-        """Return a function that scores batches, with buffers of its own."""
-        return NativeWorker(self)
-
     def make_workspace(self, num_tokens: int, num_pairs: int, max_length: int) -> int:
         """Return the address of buffers for a batch of that size."""
         address: int | None = self._library.sie_workspace_new(

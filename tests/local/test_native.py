@@ -19,11 +19,12 @@ from sie_core.errors import InvalidRequestError
 from sie_core.local import native
 from sie_core.local.architecture import Architecture
 from sie_core.local.bert import BertClassifier
-from sie_core.local.encoder import CPUWorker, PairEncoder
+from sie_core.local.encoder import PairEncoder
 from sie_core.local.layers import Placement
-from sie_core.local.native import NativeClassifier
+from sie_core.local.native import NativeClassifier, NativeWorker
 from sie_core.local.tokenization import Pair
 from sie_core.local.weights import Weights
+from sie_core.local.worker import GroupedWorker
 from sie_core.models.sources import ModelFiles
 
 TOLERANCES = {"amx": 0.15, "amx-float32": 5e-5, "avx512": 5e-5, "avx2": 5e-5}
@@ -137,7 +138,7 @@ def test_scores_are_those_of_transformers(
     pairs = make_pairs(LENGTHS)
     expected = reference(folder, pairs)
 
-    scores = load(folder, kernels).open_worker()(pairs)
+    scores = NativeWorker(load(folder, kernels))(pairs)
 
     spread = max(1.0, expected.std())
     np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCES[kernels] * spread)
@@ -153,9 +154,11 @@ def test_bfloat16_loses_no_more_than_torch_does(checkpoint: Make) -> None:
     files = ModelFiles(name="test", folder=folder, source="folder")
     architecture, weights = Architecture.read(files), Weights.open(files)
     placement = Placement(torch.device("cpu"), torch.bfloat16)
-    in_torch = CPUWorker(BertClassifier(architecture, weights, placement), architecture)(pairs)
+    in_torch = GroupedWorker(
+        BertClassifier(architecture, weights, placement), architecture, placement.device
+    )(pairs)
 
-    scores = load(folder, "amx").open_worker()(pairs)
+    scores = NativeWorker(load(folder, "amx"))(pairs)
 
     def lost(found: list[float]) -> float:
         return float(np.sqrt(np.mean((np.array(found) - expected) ** 2)))
@@ -168,7 +171,7 @@ def test_long_sequences_are_exact(checkpoint: Make, kernels: str) -> None:
     folder = checkpoint()
     pairs = make_pairs([1000, 3, 1024])
 
-    scores = load(folder, kernels).open_worker()(pairs)
+    scores = NativeWorker(load(folder, kernels))(pairs)
 
     expected = reference(folder, pairs)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCES[kernels])
@@ -177,7 +180,7 @@ def test_long_sequences_are_exact(checkpoint: Make, kernels: str) -> None:
 def test_a_score_does_not_depend_on_its_company(checkpoint: Make, kernels: str) -> None:
     """Alone, with others, in any place, after larger batches: the same number to the last bit."""
     folder = checkpoint()
-    worker = load(folder, kernels).open_worker()
+    worker = NativeWorker(load(folder, kernels))
     pairs = make_pairs(LENGTHS)
 
     together = worker(pairs)
@@ -196,10 +199,10 @@ def test_one_bad_sequence_spoils_no_other(checkpoint: Make, kernels: str) -> Non
     tensors["bert.embeddings.word_embeddings.weight"][4] = math.nan
     save_file(tensors, path, metadata={"format": "pt"})
     pairs = make_pairs([20, 33, 47])
-    expected = load(folder, kernels).open_worker()(pairs)
+    expected = NativeWorker(load(folder, kernels))(pairs)
     bad = Pair([4] * 21, [0] * 21, is_truncated=False)
 
-    worker = load(folder, kernels).open_worker()
+    worker = NativeWorker(load(folder, kernels))
     scores = worker([pairs[0], bad, *pairs[1:]])
 
     assert math.isnan(scores.pop(1))
@@ -219,7 +222,7 @@ def test_embeddings_are_read_in_the_file_s_own_format(
     save_file(tensors, path, metadata={"format": "pt"})
     pairs = [*make_pairs(LENGTHS), Pair([7, 7, 8], [0, 0, 0], is_truncated=False)]
 
-    scores = load(folder, kernels).open_worker()(pairs)
+    scores = NativeWorker(load(folder, kernels))(pairs)
 
     expected = reference(folder, pairs)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCES[kernels])
@@ -229,11 +232,11 @@ def test_workers_run_at_once(checkpoint: Make, kernels: str) -> None:
     """Eight threads with a worker each give what one gives."""
     classifier = load(checkpoint(), kernels)
     batches = [make_pairs(LENGTHS, seed=seed) for seed in range(8)]
-    expected = [classifier.open_worker()(pairs) for pairs in batches]
+    expected = [NativeWorker(classifier)(pairs) for pairs in batches]
     found: list[list[list[float]]] = [[] for _ in batches]
 
     def run(index: int) -> None:
-        worker = classifier.open_worker()
+        worker = NativeWorker(classifier)
         found[index].extend(worker(batches[index]) for _ in range(10))
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(batches))]

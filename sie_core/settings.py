@@ -54,6 +54,18 @@ CPU_MAX_BATCH_TOKENS = 1024
 CUDA_MAX_BATCH_TOKENS = 32_768
 """Large enough to fill a data-centre GPU with a small model."""
 
+CPU_MIN_BATCH_TOKENS = 256
+"""Work is split over idle cores in parts of no less: below, a batch's fixed costs show."""
+
+CUDA_MIN_BATCH_TOKENS = 8192
+"""The same for several GPUs."""
+
+MAX_QUEUED_TOKENS = 2**24
+"""Waiting for one model: 64 MiB of ids, and minutes of work on a CPU."""
+
+TOKEN_CACHE_BYTES = 64 * 2**20
+"""Texts and ids of about 30,000 passages, for each loaded model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteSettings:

@@ -302,9 +302,8 @@ def encode(request: ScoreRequest, encoder: PairEncoder) -> EncodedRequest:
     if request.max_length is not None:
         tokenizer.check_max_length(request.max_length, encoder.max_length)
     position_of = {text: i for i, text in enumerate(dict.fromkeys(request.texts))}
-    query_ids, *document_ids = tokenizer.encode([request.query, *position_of])
     max_length = request.max_length or encoder.max_length
-    pairs = [tokenizer.pair(query_ids, ids, max_length) for ids in document_ids]
+    pairs = tokenizer.encode_pairs(request.query, list(position_of), max_length)
     return EncodedRequest(pairs, [position_of[text] for text in request.texts])
 
 

@@ -10,7 +10,6 @@ begins; only attention does, and gets it from the cumulative lengths::
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,11 +51,12 @@ class PackedBatch:
         cu_seqlens = np.zeros(len(pairs) + 1, np.int32)
         np.cumsum(lengths, out=cu_seqlens[1:])
         total = int(cu_seqlens[-1])
-        starts = np.repeat(cu_seqlens[:-1] - np.int32(position_offset), lengths)
+        positions = np.arange(total, dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
+        num_first = np.fromiter((pair.num_first for pair in pairs), np.int32, len(pairs))
         return cls(
-            token_ids=_flatten([pair.token_ids for pair in pairs], total),
-            type_ids=_flatten([pair.type_ids for pair in pairs], total),
-            position_ids=np.arange(total, dtype=np.int32) - starts,
+            token_ids=np.concatenate([pair.token_ids for pair in pairs]),
+            type_ids=(positions >= np.repeat(num_first, lengths)).astype(np.int32),
+            position_ids=positions + np.int32(position_offset),
             cu_seqlens=cu_seqlens,
             lengths=lengths,
         )
@@ -75,10 +75,6 @@ class PackedBatch:
     def max_length(self) -> int:
         """Return the tokens of the longest pair."""
         return int(self.lengths.max())
-
-
-def _flatten(rows: Sequence[Sequence[int]], total: int) -> Int32s:
-    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, total)
 
 
 def plan_batches(

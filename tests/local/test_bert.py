@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,8 +30,8 @@ def random_pairs(lengths: list[int], *, vocab_size: int, num_types: int) -> list
     dice = random.Random(5)
     return [
         Pair(
-            [dice.randrange(2, vocab_size) for _ in range(length)],
-            [int(i > length // 2 and num_types > 1) for i in range(length)],
+            np.array([dice.randrange(2, vocab_size) for _ in range(length)], np.int32),
+            length // 2 + 1 if num_types > 1 else length,
             is_truncated=False,
         )
         for length in lengths
@@ -45,11 +46,16 @@ def reference_logits(folder: Path, pairs: list[Pair], pad_token_id: int) -> torc
     longest = max(len(pair.token_ids) for pair in pairs)
     gaps = [longest - len(pair.token_ids) for pair in pairs]
     inputs = {
-        "input_ids": [p.token_ids + [pad_token_id] * g for p, g in zip(pairs, gaps, strict=True)],
+        "input_ids": [
+            np.pad(pair.token_ids, (0, gap), constant_values=pad_token_id).tolist()
+            for pair, gap in zip(pairs, gaps, strict=True)
+        ],
         "attention_mask": [[1] * (longest - gap) + [0] * gap for gap in gaps],
     }
     if getattr(model.config, "type_vocab_size", 0) > 1:
-        inputs["token_type_ids"] = [p.type_ids + [0] * g for p, g in zip(pairs, gaps, strict=True)]
+        inputs["token_type_ids"] = [
+            [int(i >= pair.num_first) for i in range(longest)] for pair in pairs
+        ]
     with torch.no_grad():
         logits: torch.Tensor = model(**{k: torch.tensor(v) for k, v in inputs.items()}).logits
     return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]

@@ -34,7 +34,10 @@ def test_the_longest_come_first(lengths: list[int]) -> None:
 
 def test_pairs_are_laid_end_to_end() -> None:
     """Tokens follow each other without padding; positions begin anew in every pair."""
-    pairs = [Pair([5, 6, 7], [0, 0, 1], is_truncated=False), Pair([8], [1], is_truncated=False)]
+    pairs = [
+        Pair(np.array([5, 6, 7], np.int32), 2, is_truncated=False),
+        Pair(np.array([8], np.int32), 0, is_truncated=False),
+    ]
     batch = PackedBatch.of(pairs, position_offset=2)
     assert batch.token_ids.tolist() == [5, 6, 7, 8]
     assert batch.type_ids.tolist() == [0, 0, 1, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ PATIENCE_SECONDS = 20
 
 def pair(token: int, length: int = 3) -> Pair:
     """Make a pair whose fake score is `token`."""
-    return Pair([token] * length, [0] * length, is_truncated=False)
+    return Pair(np.full(length, token, np.int32), length, is_truncated=False)
 
 
 class FakeModel:
@@ -31,7 +32,7 @@ class FakeModel:
         self.failure: Callable[[Sequence[Pair]], Exception | None] = lambda _: None
 
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        self.batches.append([p.token_ids[0] for p in pairs])
+        self.batches.append([int(p.token_ids[0]) for p in pairs])
         self.is_running.set()
         assert self.may_go_on.wait(PATIENCE_SECONDS)
         error = self.failure(pairs)

@@ -19,7 +19,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := packages/sie-langchain packages/sie-llamaindex packages/sie-haystack
-INPUTS := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PACKAGES))
+KERNELS := hatch_build.py $(wildcard sie_core/local/kernels/*.[ch])
+INPUTS := pyproject.toml constraints.txt $(KERNELS) $(addsuffix /pyproject.toml,$(PACKAGES))
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 

@@ -86,6 +86,18 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ModernBERT cross-encoder with random weights, most layers of which see 8 tokens around."""
+    return make_modernbert(tmp_path_factory.mktemp("checkpoints") / "tiny-modernbert")
+
+
+@pytest.fixture
+def make_tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of ModernBERT cross-encoders of other shapes; it takes `ModernBertConfig`'s names."""
+    return lambda **settings: make_modernbert(tmp_path_factory.mktemp("modernbert"), **settings)
+
+
+@pytest.fixture(scope="session")
 def sie_server(tiny_bert: Path) -> Iterator[str]:
     """The address of a server that speaks the SIE protocol and scores as `test/tiny-bert`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _ScoreHandler)
@@ -230,6 +242,62 @@ def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
     )
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     XLMRobertaTokenizer(vocab=vocab, model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+def make_modernbert(folder: Path, **settings: Any) -> Path:
+    """Write a tiny ModernBERT classifier and a byte-level tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        settings: Of its configuration, in place of those here.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        ModernBertConfig,
+        ModernBertForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    vocab = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    ids = {token: i for i, token in enumerate(vocab)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    names = {f"{token[1:4].lower()}_token": token for token in special} | {"mask_token": "[MASK]"}
+    del names["mas_token"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=256,
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+    ).save_pretrained(folder)
+    torch.manual_seed(13)
+    config = {
+        "vocab_size": len(vocab),
+        "hidden_size": 32,
+        "num_hidden_layers": 4,  # global, two with a window, global
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 256,
+        "local_attention": 16,
+        "num_labels": 1,
+        "classifier_pooling": "mean",
+        "initializer_range": 0.3,  # large, so that random scores differ clearly
+        "cls_token_id": ids["[CLS]"],
+        "bos_token_id": ids["[CLS]"],
+        "sep_token_id": ids["[SEP]"],
+        "eos_token_id": ids["[SEP]"],
+        "pad_token_id": ids["[PAD]"],
+    }
+    model = ModernBertForSequenceClassification(ModernBertConfig(**(config | settings)))
+    model.save_pretrained(folder)
     return folder
 
 

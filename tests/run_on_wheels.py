@@ -8,6 +8,7 @@ there. Arguments go to pytest.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / ".build"
+KERNELS = (
+    ["sie_core/local/kernels/libsie_kernels.so"]
+    if (sys.platform, platform.machine()) == ("linux", "x86_64")
+    else []
+)
 DISTRIBUTIONS = {
-    ROOT: ["sie_core/py.typed"],
+    ROOT: ["sie_core/py.typed", *KERNELS],
     ROOT / "packages/sie-langchain": ["sie_langchain/py.typed"],
     ROOT / "packages/sie-llamaindex": ["sie_llamaindex/py.typed"],
     ROOT / "packages/sie-haystack": [

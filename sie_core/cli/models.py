@@ -32,8 +32,10 @@ def models(
 
 
 def _table() -> Table:
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False, show_lines=True)
-    table.add_column("model", overflow="fold")
+    table = Table(box=box.SIMPLE, padding=0, show_edge=False, show_lines=True)
+    # Names are what people copy: they are not broken where the terminal can hold them.
+    longest = max(len(spec.name) for spec in CATALOG)
+    table.add_column("model", overflow="fold", min_width=longest)
     table.add_column("size", justify="right")
     table.add_column("languages")
     table.add_column("tokens", justify="right")

@@ -177,6 +177,13 @@ class Architecture:
         """Return the numbers per attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def flops_per_token(self) -> int:
+        """Return the floating-point operations of all linear layers for one token."""
+        num_mlp = 3 if self.model_type == "modernbert" else 2  # the gated one has a third matrix
+        weights = 4 * self.hidden_size + num_mlp * self.intermediate_size
+        return 2 * self.num_layers * self.hidden_size * weights
+
     @classmethod
     def read(cls, files: ModelFiles) -> Architecture:
         """Read config.json, and beside it what bounds the length and what the scores are.

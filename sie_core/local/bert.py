@@ -17,7 +17,14 @@ from torch import nn
 
 from sie_core.local.architecture import Architecture
 from sie_core.local.attention import Attention
-from sie_core.local.layers import ACTIVATIONS, LayerNorm, Linear, PackedInputs, Placement
+from sie_core.local.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    Linear,
+    PackedInputs,
+    Placement,
+    linear_shapes,
+)
 from sie_core.local.weights import Weights
 
 _QKV = 3
@@ -25,7 +32,7 @@ _QKV = 3
 
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """List the tensors of such a classifier, by their names in a checkpoint."""
-    a, body = architecture, _body(architecture)
+    a, body = architecture, body_name(architecture)
     shapes: dict[str, tuple[int, ...]] = {
         f"{body}.embeddings.word_embeddings.weight": (a.vocab_size, a.hidden_size),
         f"{body}.embeddings.position_embeddings.weight": (a.max_positions, a.hidden_size),
@@ -36,14 +43,14 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     for index in range(a.num_layers):
         layer = f"{body}.encoder.layer.{index}"
         for name in (*_attention_names(layer), f"{layer}.attention.output.dense"):
-            shapes |= _linear_shapes(name, a.hidden_size, a.hidden_size)
-        shapes |= _linear_shapes(f"{layer}.intermediate.dense", a.intermediate_size, a.hidden_size)
-        shapes |= _linear_shapes(f"{layer}.output.dense", a.hidden_size, a.intermediate_size)
+            shapes |= linear_shapes(name, a.hidden_size, a.hidden_size)
+        shapes |= linear_shapes(f"{layer}.intermediate.dense", a.intermediate_size, a.hidden_size)
+        shapes |= linear_shapes(f"{layer}.output.dense", a.hidden_size, a.intermediate_size)
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
             shapes |= {f"{layer}.{name}.{part}": (a.hidden_size,) for part in ("weight", "bias")}
-    dense, classifier = _head_names(architecture)
-    shapes |= _linear_shapes(dense, a.hidden_size, a.hidden_size)
-    return shapes | _linear_shapes(classifier, a.num_labels, a.hidden_size)
+    dense, classifier = head_names(architecture)
+    shapes |= linear_shapes(dense, a.hidden_size, a.hidden_size)
+    return shapes | linear_shapes(classifier, a.num_labels, a.hidden_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class BertClassifier:
         self._head_activation = ACTIVATIONS[architecture.head_act]
         self._dtype = placement.dtype
         self._residual_dtype = placement.residual_dtype
-        body, eps = _body(architecture), architecture.layer_norm_eps
+        body, eps = body_name(architecture), architecture.layer_norm_eps
         embeddings = f"{body}.embeddings"
         self._words, self._positions, self._types = (
             placement.residual(weights[f"{embeddings}.{kind}_embeddings.weight"])
@@ -86,7 +93,7 @@ class BertClassifier:
             _read_layer(f"{body}.encoder.layer.{index}", eps, weights, placement)
             for index in range(architecture.num_layers)
         ]
-        dense, classifier = _head_names(architecture)
+        dense, classifier = head_names(architecture)
         self._dense = Linear.read(weights, dense, convert=placement.exact)
         self._classifier = Linear.read(weights, classifier, convert=placement.exact)
 
@@ -128,7 +135,7 @@ class BertClassifier:
         query, key, value = (layer.qkv.part(i, _QKV) for i in range(_QKV))
         first = hidden.index_select(0, inputs.first_rows)
         queries = query(first.to(self._dtype)).view(len(first), self._num_heads, -1)
-        return self._finish(layer, first, attention.first(queries, hidden, key, value))
+        return self._finish(layer, first, attention.first_unprojected(queries, hidden, key, value))
 
     def head(self, first: torch.Tensor) -> torch.Tensor:
         """Return the logits of first tokens, in float32."""
@@ -158,20 +165,30 @@ def _read_layer(name: str, eps: float, weights: Weights, placement: Placement) -
     )
 
 
-def _body(architecture: Architecture) -> str:
+def body_name(architecture: Architecture) -> str:
+    """Return what stands before the names of a body's tensors."""
     return "bert" if architecture.model_type == "bert" else "roberta"
 
 
-def _head_names(architecture: Architecture) -> tuple[str, str]:
+def head_names(architecture: Architecture) -> tuple[str, str]:
     """Return the names of the head's dense layer and of its last layer."""
     if architecture.model_type == "bert":
         return "bert.pooler.dense", "classifier"
     return "classifier.dense", "classifier.out_proj"
 
 
+def layer_names(architecture: Architecture, index: int) -> list[str]:
+    """Return the names of a layer's linear layers and LayerNorms, in the order of computing."""
+    layer = f"{body_name(architecture)}.encoder.layer.{index}"
+    return [
+        *_attention_names(layer),
+        f"{layer}.attention.output.dense",
+        f"{layer}.attention.output.LayerNorm",
+        f"{layer}.intermediate.dense",
+        f"{layer}.output.dense",
+        f"{layer}.output.LayerNorm",
+    ]
+
+
 def _attention_names(layer: str) -> list[str]:
     return [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-
-
-def _linear_shapes(name: str, num_out: int, num_in: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (num_out, num_in), f"{name}.bias": (num_out,)}

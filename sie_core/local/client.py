@@ -14,12 +14,13 @@ from typing import Any, Self, TypeVar
 from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import ClientClosedError, InferenceError, InvalidRequestError
 from sie_core.local.device import choose
-from sie_core.local.encoder import PairEncoder, Worker, to_score_space
+from sie_core.local.encoder import PairEncoder, to_score_space
 from sie_core.local.openmp import limit_this_thread
 from sie_core.local.registry import REGISTRY, LoadedModel, ModelKey
 from sie_core.local.scheduler import Scheduler
 from sie_core.local.token_cache import check_token_cache_bytes
 from sie_core.local.tokenization import Pair
+from sie_core.local.worker import Worker
 from sie_core.models import catalog, sources
 from sie_core.ranking import check_score_space, check_top_k, rank
 from sie_core.settings import EngineSettings, SourceSettings

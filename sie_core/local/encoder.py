@@ -1,33 +1,25 @@
 """`PairEncoder`: one loaded cross-encoder, from pairs of token ids to logits.
 
-The forward passes are this package's own (`bert`), over packed rows; see
+The forward passes are this package's own (`bert`, `modernbert`), over packed rows; see
 docs/decisions/0040-own-packed-forwards.md. Whoever scores opens a worker, a function from a batch
 of pairs to their logits with buffers of its own; several may run at once, in a thread each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from sie_core.local import bert
+from sie_core.local import bert, modernbert, native
 from sie_core.local.architecture import Architecture
-from sie_core.local.attention import GroupedAttention
-from sie_core.local.layers import PackedInputs, Placement
-from sie_core.local.packing import PackedBatch
+from sie_core.local.cuda import CudaRuntime, find_varlen_kernel
+from sie_core.local.layers import Placement
 from sie_core.local.tokenization import Pair, PairTokenizer
 from sie_core.local.weights import Weights
+from sie_core.local.worker import Classifier, GroupedWorker, VarlenWorker, Worker
 from sie_core.models.sources import ModelFiles
 from sie_core.types import ScoreSpace
-
-Worker = Callable[[Sequence[Pair]], list[float]]
-"""Scores one batch: one raw float32 score per pair. At least one pair, of any lengths."""
-
-Classifier = bert.BertClassifier
-"""A family's forward pass."""
-
-_NUM_TWO_LABEL = 2
 
 
 class PairEncoder:
@@ -43,12 +35,14 @@ class PairEncoder:
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: Classifier | native.NativeClassifier,
         tokenizer: PairTokenizer,
         architecture: Architecture,
+        placement: Placement,
     ) -> None:
         self.architecture = architecture
         self.tokenizer = tokenizer
+        self._placement = placement
         self._classifier = classifier
         self._worker: Worker | None = None
 
@@ -69,10 +63,9 @@ class PairEncoder:
         """
         architecture = Architecture.read(files)
         weights = Weights.open(files, allow_pickle=allow_pickle)
-        weights.check(bert.tensor_shapes(architecture))
         placement = Placement(device, dtype)
-        classifier = bert.BertClassifier(architecture, weights, placement)
-        return cls(classifier, PairTokenizer.load(files.folder), architecture)
+        classifier = load_classifier(architecture, weights, placement)
+        return cls(classifier, PairTokenizer.load(files.folder), architecture, placement)
 
     @property
     def max_length(self) -> int:
@@ -90,7 +83,13 @@ class PairEncoder:
         It may be called from any thread, but from one at a time. Weights are shared between
         workers.
         """
-        return CPUWorker(self._classifier, self.architecture)
+        if isinstance(self._classifier, native.NativeClassifier):
+            return native.NativeWorker(self._classifier)
+        device, dtype = self._placement.device, self._placement.dtype
+        kernel = find_varlen_kernel(device, dtype, self.architecture)
+        if kernel is None:
+            return GroupedWorker(self._classifier, self.architecture, device)
+        return VarlenWorker(self._classifier, self.architecture, kernel, CudaRuntime(device))
 
     def logits(self, pairs: Sequence[Pair]) -> list[float]:
         """Score one batch with a worker that is kept for this: from one thread at a time."""
@@ -99,37 +98,23 @@ class PairEncoder:
         return self._worker(pairs)
 
 
-class CPUWorker:
-    """Scores batches on the CPU.
+def load_classifier(
+    architecture: Architecture, weights: Weights, placement: Placement
+) -> Classifier | native.NativeClassifier:
+    """Check a classifier's tensors and put them where it will run.
 
-    Args:
-        classifier: The forward pass, shared.
-        architecture: The model's shape.
+    Raises:
+        ModelLoadError: A tensor is missing, or does not fit the architecture.
     """
-
-    def __init__(self, classifier: Classifier, architecture: Architecture) -> None:
-        self._classifier = classifier
-        self._position_offset = architecture.position_offset
-
-    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one raw score per pair."""
-        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].token_ids))
-        batch = PackedBatch.of([pairs[i] for i in order], position_offset=self._position_offset)
-        attention = GroupedAttention(batch.lengths.tolist())
-        with torch.inference_mode():
-            logits = to_scores(self._classifier.forward(PackedInputs.of(batch), attention))
-        scores = [0.0] * len(pairs)
-        for position, logit in zip(order, logits.tolist(), strict=True):
-            scores[position] = logit
-        return scores
-
-
-def to_scores(logits: torch.Tensor) -> torch.Tensor:
-    """Return one raw score per pair from logits of shape [pairs, labels]."""
-    if logits.shape[1] == _NUM_TWO_LABEL:
-        # The difference of two logits is the logit of their softmax.
-        return logits[:, 1] - logits[:, 0]
-    return logits[:, 0]
+    if architecture.model_type == "modernbert":
+        weights.check(modernbert.tensor_shapes(architecture))
+        return modernbert.ModernBertClassifier(architecture, weights, placement)
+    weights.check(bert.tensor_shapes(architecture))
+    if placement.device.type == "cpu":
+        kernels = native.choose_kernels(architecture, placement.dtype)
+        if kernels is not None:
+            return native.NativeClassifier(architecture, weights, kernels)
+    return bert.BertClassifier(architecture, weights, placement)
 
 
 def to_score_space(logits: Sequence[float], space: ScoreSpace) -> list[float]:

@@ -67,6 +67,15 @@ class PackedInputs:
             first_rows=torch.from_numpy(batch.cu_seqlens[:-1]),
         )
 
+    def to(self, device: torch.device) -> PackedInputs:
+        """Return the same on a device, which may be this one."""
+        return PackedInputs(
+            self.token_ids.to(device),
+            self.type_ids.to(device),
+            self.position_ids.to(device),
+            self.first_rows.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -135,6 +144,14 @@ class Linear:
         """Return one of the `count` equal layers that were read as one."""
         bias = None if self.bias is None else self.bias.chunk(count)[index]
         return Linear(self.weight.chunk(count)[index], bias)
+
+
+def linear_shapes(
+    name: str, num_out: int, num_in: int, *, has_bias: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a linear layer's tensors."""
+    bias: dict[str, tuple[int, ...]] = {f"{name}.bias": (num_out,)} if has_bias else {}
+    return {f"{name}.weight": (num_out, num_in)} | bias
 
 
 def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:

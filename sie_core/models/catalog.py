@@ -1,7 +1,8 @@
 """The rerankers that are known to score well in-process, with the facts needed to choose one.
 
-Any other BERT or XLM-R sequence classifier works too; the catalogue only saves looking things up,
-and knows the older spellings. Figures are those of the model cards and configurations on the hub.
+Any other BERT, RoBERTa, XLM-R or ModernBERT sequence classifier works too; the catalogue only saves
+looking things up, and knows the older spellings. Figures are those of the model cards and
+configurations on the hub.
 """
 
 from __future__ import annotations
@@ -118,6 +119,17 @@ CATALOG: tuple[ModelSpec, ...] = (
         score_space="probability",
         architecture="XLMRobertaForSequenceClassification",
         when_to_choose="Other languages, mixed languages, or long documents, on a GPU.",
+    ),
+    ModelSpec(
+        name="Alibaba-NLP/gte-reranker-modernbert-base",
+        family="GTE rerankers",
+        num_parameters=149_605_633,
+        languages=("en",),
+        max_length=8192,
+        license="Apache-2.0",
+        score_space="probability",
+        architecture="ModernBertForSequenceClassification",
+        when_to_choose="English or code, above all long documents, on a GPU or with patience.",
     ),
 )
 """Every model in the catalogue, smallest first within a family."""

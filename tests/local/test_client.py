@@ -62,7 +62,7 @@ def reference_logits(folder: Path, query: str, texts: list[str]) -> torch.Tensor
     return logits
 
 
-@pytest.mark.parametrize("checkpoint", ["tiny_bert", "tiny_xlmr"])
+@pytest.mark.parametrize("checkpoint", ["tiny_bert", "tiny_xlmr", "tiny_modernbert"])
 def test_scores_equal_transformers_own_forward(
     request: pytest.FixtureRequest, checkpoint: str
 ) -> None:

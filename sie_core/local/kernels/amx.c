@@ -1,0 +1,587 @@
+/* bfloat16 kernels on AMX tiles (Intel, Sapphire Rapids and later), with AVX-512 around them.
+ *
+ * Products take bfloat16 and sum in float32; the residual stream, layer norms and softmax are
+ * float32 throughout. A 32 x 32 block of a product is four tiles; the vector work on a finished
+ * block (bias, activation, rounding) is done between the tile instructions of the next one, since
+ * the two use different units.
+ */
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define BLOCK 32 /* rows and columns of four tiles; values of k that a tile instruction takes */
+#define TILE_BYTES 1024
+
+typedef uint16_t bf16;
+
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#define XFEATURE_XTILEDATA 18
+
+int sie_amx_permitted(void) {
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+/* All eight tiles: 16 rows of 64 bytes. A thread's tiles are its own; set at every entry. */
+INLINE void configure_tiles(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } __attribute__((aligned(64))) config = {.palette = 1};
+    for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = 16;
+    _tile_loadconfig(&config);
+}
+
+INLINE __m512i to_bf16(__m512 low, __m512 high) {
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/* x Phi(x): Phi - 1/2 as an odd polynomial within |x| <= 4, off by at most 4e-5; beyond, by 1e-4. */
+INLINE __m512 gelu(__m512 x) {
+    const __m512 bound = _mm512_set1_ps(4.0f);
+    __m512 c = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-4.0f)), bound);
+    __m512 t = _mm512_mul_ps(c, c);
+    __m512 p = _mm512_set1_ps(-1.30126765e-09f);
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.04194363e-07f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-3.65709002e-06f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(7.48544844e-05f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.00100648636f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.00950538274f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.0658878163f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.398673385f));
+    return _mm512_mul_ps(x, _mm512_fmadd_ps(p, c, _mm512_set1_ps(0.5f)));
+}
+
+/* 2^y for -126 <= y < 128, off by at most 1e-4 of itself: below what bfloat16 resolves. */
+INLINE __m512 exp2_of(__m512 y) {
+    const __m512 magic = _mm512_set1_ps(12582912.0f); /* 1.5 * 2^23: rounds to an integer */
+    __m512 shifted = _mm512_add_ps(y, magic);
+    __m512 f = _mm512_sub_ps(y, _mm512_sub_ps(shifted, magic));
+    __m512 p = _mm512_set1_ps(0.0551700551f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.242608513f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693261f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999928246f));
+    return _mm512_castsi512_ps(_mm512_add_epi32(
+        _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+}
+
+INLINE __m512 gelu_tanh(__m512 x) {
+    /* 0.5 (1 + tanh(u)) = 1 / (1 + e^(-2u)) */
+    __m512 u = _mm512_mul_ps(
+        x, _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-2.3022082f * 0.044715f),
+                           _mm512_set1_ps(-2.3022082f))); /* -2 log2(e) sqrt(2/pi) */
+    u = _mm512_min_ps(_mm512_max_ps(u, _mm512_set1_ps(-120.0f)), _mm512_set1_ps(120.0f));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exp2_of(u)));
+}
+
+/* A weight [n, k] as tiles: for each 32 columns of n, for each 32 of k, two tiles of 16 columns,
+ * whose rows hold pairs of k side by side. */
+static size_t packed_bytes(int n, int k) { return (size_t)n * k * sizeof(bf16); }
+
+INLINE bf16 round_to_bf16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+
+static void pack(const float *weight, int n, int k, void *out) {
+    bf16 *to = out;
+    for (int column = 0; column < n; column += 16 * 2)
+        for (int i = 0; i < k; i += BLOCK)
+            for (int half = 0; half < 2; half++)
+                for (int pair = 0; pair < 16; pair++)
+                    for (int j = 0; j < 16; j++) {
+                        const float *from =
+                            weight + (size_t)(column + half * 16 + j) * k + i + 2 * pair;
+                        *to++ = round_to_bf16(from[0]);
+                        *to++ = round_to_bf16(from[1]);
+                    }
+}
+
+/* Finish one row of a 32-wide block that lies in `sums`. */
+INLINE void finish_row(const float *sums, __m512 bias0, __m512 bias1, enum sie_epilogue epilogue,
+                       void *out) {
+    __m512 v0 = _mm512_add_ps(_mm512_load_ps(sums), bias0);
+    __m512 v1 = _mm512_add_ps(_mm512_load_ps(sums + 16), bias1);
+    switch (epilogue) {
+        case SIE_GELU: v0 = gelu(v0), v1 = gelu(v1); break;
+        case SIE_GELU_TANH: v0 = gelu_tanh(v0), v1 = gelu_tanh(v1); break;
+        case SIE_RELU:
+            v0 = _mm512_max_ps(v0, _mm512_setzero_ps());
+            v1 = _mm512_max_ps(v1, _mm512_setzero_ps());
+            break;
+        default: break;
+    }
+    if (epilogue == SIE_ADD) {
+        float *x = out;
+        _mm512_storeu_ps(x, _mm512_add_ps(_mm512_loadu_ps(x), v0));
+        _mm512_storeu_ps(x + 16, _mm512_add_ps(_mm512_loadu_ps(x + 16), v1));
+    } else {
+        _mm512_storeu_si512(out, to_bf16(v0, v1));
+    }
+}
+
+typedef struct {
+    const float *sums;
+    __m512 bias0, bias1;
+    char *out;
+    long out_bytes;
+    int row;
+} pending_block;
+
+INLINE void finish_some(pending_block *p, int rows, enum sie_epilogue epilogue) {
+    for (int i = 0; i < rows && p->row < BLOCK; i++, p->row++)
+        finish_row(p->sums + p->row * BLOCK, p->bias0, p->bias1, epilogue,
+                   p->out + p->row * p->out_bytes);
+}
+
+INLINE void multiply_as(const sie_product *p, enum sie_epilogue epilogue) {
+    float sums[2][BLOCK * BLOCK] __attribute__((aligned(64)));
+    const size_t out_size = epilogue == SIE_ADD ? sizeof(float) : sizeof(bf16);
+    const long a_bytes = p->input_stride * sizeof(bf16);
+    const int steps = p->k / BLOCK, rows_a_step = (BLOCK + steps - 1) / steps;
+    pending_block pending = {.row = BLOCK};
+    int turn = 0;
+    for (int column = 0; column < p->n; column += BLOCK) {
+        const char *panel = (const char *)p->weight + (size_t)column * p->k * sizeof(bf16);
+        for (int row = 0; row < p->rows; row += BLOCK, turn ^= 1) {
+            const char *a = (const char *)p->input + row * a_bytes, *b = panel;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int step = 0; step < steps; step++, a += 64, b += 2 * TILE_BYTES) {
+                _tile_loadd(4, a, a_bytes);
+                _tile_loadd(6, b, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(7, b + TILE_BYTES, 64);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, a + 16 * a_bytes, a_bytes);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+                finish_some(&pending, rows_a_step, epilogue);
+            }
+            float *to = sums[turn];
+            _tile_stored(0, to, BLOCK * sizeof(float));
+            _tile_stored(1, to + 16, BLOCK * sizeof(float));
+            _tile_stored(2, to + 16 * BLOCK, BLOCK * sizeof(float));
+            _tile_stored(3, to + 16 * BLOCK + 16, BLOCK * sizeof(float));
+            pending = (pending_block){
+                .sums = to,
+                .bias0 = _mm512_loadu_ps(p->bias + column),
+                .bias1 = _mm512_loadu_ps(p->bias + column + 16),
+                .out = (char *)p->out + ((size_t)row * p->out_stride + column) * out_size,
+                .out_bytes = p->out_stride * out_size,
+                .row = 0,
+            };
+        }
+    }
+    finish_some(&pending, BLOCK, epilogue);
+}
+
+static void multiply(const sie_product *p, void *scratch) {
+    (void)scratch;
+    configure_tiles();
+    switch (p->epilogue) {
+        case SIE_STORE: multiply_as(p, SIE_STORE); break;
+        case SIE_GELU: multiply_as(p, SIE_GELU); break;
+        case SIE_GELU_TANH: multiply_as(p, SIE_GELU_TANH); break;
+        case SIE_RELU: multiply_as(p, SIE_RELU); break;
+        case SIE_ADD: multiply_as(p, SIE_ADD); break;
+    }
+    _tile_release();
+}
+
+/* rows[i] holds 16 dwords; afterwards rows[i][j] is what rows[j][i] was. */
+INLINE void transpose_16x16(__m512i r[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* Between rows, so that rows of a power of two do not share a set of the cache. */
+#define ROW_GAP 32
+
+static int padded_to(int length, int multiple) {
+    return (length + multiple - 1) / multiple * multiple;
+}
+
+static size_t attend_scratch_bytes(int max_seqlen, int head_size) {
+    size_t padded = padded_to(max_seqlen, BLOCK);
+    return padded * head_size * 2 * sizeof(bf16) +
+           16 * (padded + ROW_GAP) * (sizeof(float) + sizeof(bf16)) + 4 * TILE_BYTES + 256;
+}
+
+/* Keys as tiles: for each 16 keys, for each 32 of the head's size, a tile whose rows hold pairs of
+ * the head's values side by side. Keys behind the end are zero. */
+INLINE void pack_keys(const bf16 *k, long stride, int length, int head_size, char *to) {
+    for (int key = 0; key < length; key += 16)
+        for (int i = 0; i < head_size; i += BLOCK, to += TILE_BYTES) {
+            __m512i rows[16];
+            for (int r = 0; r < 16; r++)
+                rows[r] = key + r < length ? _mm512_loadu_si512(k + (key + r) * stride + i)
+                                           : _mm512_setzero_si512();
+            transpose_16x16(rows);
+            for (int r = 0; r < 16; r++) _mm512_store_si512(to + r * 64, rows[r]);
+        }
+}
+
+/* Values as tiles: for each 32 keys, for each 16 of the head's size, a tile whose rows hold pairs
+ * of keys side by side. Keys behind the end are zero. */
+INLINE void pack_values(const bf16 *v, long stride, int length, int head_size, char *to) {
+    static const uint16_t low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i take_low = _mm512_loadu_si512(low);
+    const __m512i take_high = _mm512_add_epi16(take_low, _mm512_set1_epi16(16));
+    for (int key = 0; key < length; key += BLOCK)
+        for (int i = 0; i < head_size; i += BLOCK, to += 2 * TILE_BYTES)
+            for (int pair = 0; pair < 16; pair++) {
+                int at = key + 2 * pair;
+                __m512i a = at < length ? _mm512_loadu_si512(v + at * stride + i)
+                                        : _mm512_setzero_si512();
+                __m512i b = at + 1 < length ? _mm512_loadu_si512(v + (at + 1) * stride + i)
+                                            : _mm512_setzero_si512();
+                _mm512_store_si512(to + pair * 64, _mm512_permutex2var_epi16(a, take_low, b));
+                _mm512_store_si512(to + TILE_BYTES + pair * 64,
+                                   _mm512_permutex2var_epi16(a, take_high, b));
+            }
+}
+
+/* Weights e^(s - top) of one row over keys first..last-1, as bfloat16, zero elsewhere in low..high
+ * (multiples of 32); returns their sum. */
+INLINE float weigh_row(const float *scores, bf16 *weights, int first, int last, int low, int high,
+                       __m512 scale) {
+    __m512 top = _mm512_set1_ps(-INFINITY);
+    const int full_from = (first + 15) & ~15, full_to = last & ~15;
+    const __mmask16 head = 0xffff << (first & 15), tail = (1u << (last & 15)) - 1;
+    if (full_to < full_from) { /* all within one vector */
+        __mmask16 both = head & tail;
+        top = _mm512_mask_loadu_ps(top, both, scores + full_to);
+    } else {
+        if (full_from != first)
+            top = _mm512_mask_loadu_ps(top, head, scores + full_from - 16);
+        for (int j = full_from; j < full_to; j += 16)
+            top = _mm512_max_ps(top, _mm512_load_ps(scores + j));
+        if (tail) {
+            __m512 rest = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), tail, scores + full_to);
+            top = _mm512_max_ps(top, rest);
+        }
+    }
+    const __m512 shift =
+        _mm512_mul_ps(_mm512_set1_ps(-_mm512_reduce_max_ps(top)), scale);
+    const __m512 floor = _mm512_set1_ps(-126.0f);
+    __m512 total = _mm512_setzero_ps();
+    for (int j = low; j < high; j += 32) {
+        __m512 e[2];
+        for (int half = 0; half < 2; half++) {
+            int at = j + half * 16;
+            __m512 y = _mm512_fmadd_ps(_mm512_load_ps(scores + at), scale, shift);
+            e[half] = exp2_of(_mm512_max_ps(y, floor));
+            if (at < first || at + 16 > last) {
+                __mmask16 keep = 0xffff;
+                if (at < first) keep &= at + 16 <= first ? 0 : 0xffff << (first - at);
+                if (at + 16 > last) keep &= at >= last ? 0 : (1u << (last - at)) - 1;
+                e[half] = _mm512_maskz_mov_ps(keep, e[half]);
+            }
+            total = _mm512_add_ps(total, e[half]);
+        }
+        _mm512_store_si512(weights + j, to_bf16(e[0], e[1]));
+    }
+    return _mm512_reduce_add_ps(total);
+}
+
+static void attend(const void *qkv_, long stride, const int32_t *cu_seqlens, int num_sequences,
+                   int num_heads, int head_size, int window, void *context_, long context_stride,
+                   void *scratch) {
+    const bf16 *qkv = qkv_;
+    bf16 *context = context_;
+    const int hidden = num_heads * head_size, steps = head_size / BLOCK;
+    const long q_bytes = stride * sizeof(bf16);
+    const __m512 scale = _mm512_set1_ps(1.44269504f / sqrtf((float)head_size)); /* log2(e) */
+    configure_tiles();
+    for (int s = 0; s < num_sequences; s++) {
+        const int length = cu_seqlens[s + 1] - cu_seqlens[s];
+        const int padded = padded_to(length, BLOCK), row_stride = padded + ROW_GAP;
+        char *keys = (char *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+        char *values = keys + (size_t)padded * head_size * sizeof(bf16);
+        float *scores = (float *)(values + (size_t)padded * head_size * sizeof(bf16));
+        bf16 *weights = (bf16 *)(scores + (size_t)row_stride * 16);
+        float *sums = (float *)(weights + (size_t)row_stride * 16);
+        for (int head = 0; head < num_heads; head++) {
+            const bf16 *q = qkv + cu_seqlens[s] * stride + head * head_size;
+            pack_keys(q + hidden, stride, length, head_size, keys);
+            pack_values(q + 2 * hidden, stride, length, head_size, values);
+            for (int row = 0; row < length; row += 16) {
+                const int rows = length - row < 16 ? length - row : 16;
+                int low = 0, high = padded;
+                if (window) {
+                    low = row > window ? (row - window) / BLOCK * BLOCK : 0;
+                    int end = row + rows + window;
+                    high = padded_to(end < length ? end : length, BLOCK);
+                }
+                const bf16 *queries = q + row * stride;
+                const int key_end = high < length ? high : padded_to(length, 16);
+                _tile_loadd(4, queries, q_bytes);
+                if (steps > 1) _tile_loadd(5, queries + BLOCK, q_bytes);
+                for (int key = low; key < key_end; key += 16) {
+                    const char *tile = keys + (size_t)key / 16 * steps * TILE_BYTES;
+                    _tile_zero(0);
+                    _tile_loadd(6, tile, 64);
+                    _tile_dpbf16ps(0, 4, 6);
+                    if (steps > 1) {
+                        _tile_loadd(7, tile + TILE_BYTES, 64);
+                        _tile_dpbf16ps(0, 5, 7);
+                        for (int i = 2; i < steps; i++) {
+                            _tile_loadd(1, queries + i * BLOCK, q_bytes);
+                            _tile_loadd(6, tile + i * TILE_BYTES, 64);
+                            _tile_dpbf16ps(0, 1, 6);
+                        }
+                    }
+                    _tile_stored(0, scores + key, row_stride * sizeof(float));
+                }
+                float share[16];
+                for (int r = 0; r < rows; r++) {
+                    int first = 0, last = length;
+                    if (window) {
+                        first = row + r > window ? row + r - window : 0;
+                        last = row + r + window + 1 < length ? row + r + window + 1 : length;
+                    }
+                    share[r] = 1.0f / weigh_row(scores + (size_t)r * row_stride,
+                                                weights + (size_t)r * row_stride, first, last, low,
+                                                high, scale);
+                }
+                for (int i = 0; i < head_size; i += BLOCK) {
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    const char *tile =
+                        values + ((size_t)low / BLOCK * steps + i / BLOCK) * 2 * TILE_BYTES;
+                    for (int key = low; key < high; key += BLOCK, tile += 2 * steps * TILE_BYTES) {
+                        _tile_loadd(6, weights + key, row_stride * sizeof(bf16));
+                        _tile_loadd(2, tile, 64);
+                        _tile_dpbf16ps(0, 6, 2);
+                        _tile_loadd(3, tile + TILE_BYTES, 64);
+                        _tile_dpbf16ps(1, 6, 3);
+                    }
+                    _tile_stored(0, sums, BLOCK * sizeof(float));
+                    _tile_stored(1, sums + 16, BLOCK * sizeof(float));
+                    bf16 *out = context + (cu_seqlens[s] + row) * context_stride +
+                                head * head_size + i;
+                    for (int r = 0; r < rows; r++, out += context_stride) {
+                        __m512 by = _mm512_set1_ps(share[r]);
+                        _mm512_storeu_si512(
+                            out,
+                            to_bf16(_mm512_mul_ps(_mm512_load_ps(sums + r * BLOCK), by),
+                                    _mm512_mul_ps(_mm512_load_ps(sums + r * BLOCK + 16), by)));
+                    }
+                }
+            }
+        }
+    }
+    _tile_release();
+}
+
+static void layer_norm(float *x, long x_stride, int rows, int hidden, const float *gain,
+                       const float *bias, float epsilon, void *activations,
+                       long activation_stride) {
+    bf16 *out = activations;
+    for (int r = 0; r < rows; r++, x += x_stride, out += activation_stride) {
+        __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+        for (int i = 0; i < hidden; i += 16) total = _mm512_add_ps(total, _mm512_loadu_ps(x + i));
+        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(total) / hidden);
+        for (int i = 0; i < hidden; i += 16) {
+            __m512 d = _mm512_sub_ps(_mm512_loadu_ps(x + i), mean);
+            squares = _mm512_fmadd_ps(d, d, squares);
+        }
+        const __m512 inverse =
+            _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / hidden + epsilon));
+        for (int i = 0; i < hidden; i += 32) {
+            __m512 v[2];
+            for (int half = 0; half < 2; half++) {
+                int at = i + half * 16;
+                __m512 d = _mm512_sub_ps(_mm512_loadu_ps(x + at), mean);
+                v[half] = _mm512_fmadd_ps(_mm512_mul_ps(d, inverse), _mm512_loadu_ps(gain + at),
+                                          _mm512_loadu_ps(bias + at));
+                _mm512_storeu_ps(x + at, v[half]);
+            }
+            _mm512_storeu_si512(out + i, to_bf16(v[0], v[1]));
+        }
+    }
+}
+
+static void to_activations(const float *x, int n, void *out) {
+    bf16 *to = out;
+    for (int i = 0; i < n; i += 32)
+        _mm512_storeu_si512(to + i, to_bf16(_mm512_loadu_ps(x + i), _mm512_loadu_ps(x + i + 16)));
+}
+
+/* Float32 by tiles: a float is the sum of three bfloat16 of 8 bits each, to its last bit. Of the
+ * nine products of two such sums the six largest are computed; the others are below 2^-24 of the
+ * whole, where float32 itself rounds. Six tile products still take half the time of one in
+ * float32 vectors. Everything but products is the AVX-512 table's.
+ */
+#define PARTS 3
+
+static size_t packed_bytes_float32(int n, int k) { return PARTS * (size_t)n * k * sizeof(bf16); }
+
+INLINE float widen(bf16 h) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* As `pack`, with the tiles of the three parts after each other for each 32 x 32 of the weight. */
+static void pack_float32(const float *weight, int n, int k, void *out) {
+    bf16 *to = out;
+    const int tile = TILE_BYTES / sizeof(bf16);
+    for (int column = 0; column < n; column += BLOCK)
+        for (int i = 0; i < k; i += BLOCK, to += 2 * PARTS * tile)
+            for (int j = 0; j < BLOCK; j++)
+                for (int l = 0; l < BLOCK; l++) {
+                    float rest = weight[(size_t)(column + j) * k + i + l];
+                    bf16 *at = to + j / 16 * tile + l / 2 * 32 + j % 16 * 2 + l % 2;
+                    for (int part = 0; part < PARTS; part++, at += 2 * tile) {
+                        *at = round_to_bf16(rest);
+                        rest -= widen(*at);
+                    }
+                }
+}
+
+/* Rows of float to three planes of bfloat16 rows, k wide each, beside each other. */
+INLINE void split_rows(const float *input, long stride, int rows, int k, bf16 *out,
+                       long out_stride) {
+    for (int r = 0; r < rows; r++, input += stride, out += out_stride)
+        for (int i = 0; i < k; i += BLOCK) {
+            __m512 low = _mm512_loadu_ps(input + i), high = _mm512_loadu_ps(input + i + 16);
+            for (int part = 0; part < PARTS; part++) {
+                __m512i rounded = to_bf16(low, high);
+                _mm512_storeu_si512(out + part * k + i, rounded);
+                if (part == PARTS - 1) break;
+                __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rounded));
+                __m512i b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(rounded, 1));
+                low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)));
+                high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)));
+            }
+        }
+}
+
+/* Rows that are split at a time: their planes stay in the core's cache for all columns. */
+#define SPLIT_BYTES (768 << 10)
+
+INLINE int split_rows_at_once(int k) {
+    int rows = SPLIT_BYTES / (PARTS * k * (int)sizeof(bf16)) / BLOCK * BLOCK;
+    return rows < BLOCK ? BLOCK : rows;
+}
+
+#define LOAD_ROWS(part)                        \
+    _tile_loadd(4, a + (part) * plane, bytes); \
+    _tile_loadd(5, a + (part) * plane + 16 * bytes, bytes)
+#define LOAD_COLUMNS(part)                           \
+    _tile_loadd(6, b + 2 * (part) * TILE_BYTES, 64); \
+    _tile_loadd(7, b + (2 * (part) + 1) * TILE_BYTES, 64)
+#define MULTIPLY             \
+    _tile_dpbf16ps(0, 4, 6); \
+    _tile_dpbf16ps(1, 4, 7); \
+    _tile_dpbf16ps(2, 5, 6); \
+    _tile_dpbf16ps(3, 5, 7)
+
+static void multiply_float32(const sie_product *p, void *scratch) {
+    float sums[BLOCK * BLOCK] __attribute__((aligned(64)));
+    bf16 *planes = (bf16 *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    const long stride = PARTS * p->k + BLOCK, bytes = stride * sizeof(bf16);
+    const long plane = p->k * sizeof(bf16);
+    configure_tiles();
+    const int at_once = split_rows_at_once(p->k);
+    for (int block = 0; block < p->rows; block += at_once) {
+        const int rows = p->rows - block < at_once ? p->rows - block : at_once;
+        split_rows((const float *)p->input + block * p->input_stride, p->input_stride, rows, p->k,
+                   planes, stride);
+        for (int column = 0; column < p->n; column += BLOCK) {
+            const char *panel =
+                (const char *)p->weight + (size_t)column * p->k * PARTS * sizeof(bf16);
+            for (int row = 0; row < rows; row += BLOCK) {
+                const char *a = (const char *)planes + row * bytes, *b = panel;
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+                for (int i = 0; i < p->k; i += BLOCK, a += 64, b += 2 * PARTS * TILE_BYTES) {
+                    LOAD_ROWS(0);
+                    LOAD_COLUMNS(2);
+                    MULTIPLY;
+                    LOAD_COLUMNS(1);
+                    MULTIPLY;
+                    LOAD_COLUMNS(0);
+                    MULTIPLY;
+                    LOAD_ROWS(2);
+                    MULTIPLY;
+                    LOAD_ROWS(1);
+                    MULTIPLY;
+                    LOAD_COLUMNS(1);
+                    MULTIPLY;
+                }
+                _tile_stored(0, sums, BLOCK * sizeof(float));
+                _tile_stored(1, sums + 16, BLOCK * sizeof(float));
+                _tile_stored(2, sums + 16 * BLOCK, BLOCK * sizeof(float));
+                _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * sizeof(float));
+                sie_avx512_kernels.finish(
+                    sums, BLOCK, p->bias + column, p->epilogue,
+                    (float *)p->out + (block + row) * p->out_stride + column, p->out_stride);
+            }
+        }
+    }
+    _tile_release();
+}
+
+static size_t multiply_scratch_bytes_float32(int k) {
+    return split_rows_at_once(k) * ((size_t)PARTS * k + BLOCK) * sizeof(bf16) + 64;
+}
+
+sie_kernels sie_amx_kernels(void) {
+    sie_kernels table = sie_avx512_kernels;
+    table.activation_bytes = sizeof(bf16);
+    table.row_block = BLOCK;
+    table.packed_bytes = packed_bytes;
+    table.pack = pack;
+    table.multiply = multiply;
+    table.attend = attend;
+    table.attend_scratch_bytes = attend_scratch_bytes;
+    table.layer_norm = layer_norm;
+    table.to_activations = to_activations;
+    return table;
+}
+
+sie_kernels sie_amx_float32_kernels(void) {
+    sie_kernels table = sie_avx512_kernels;
+    table.row_block = BLOCK;
+    table.packed_bytes = packed_bytes_float32;
+    table.pack = pack_float32;
+    table.multiply = multiply_float32;
+    table.multiply_scratch_bytes = multiply_scratch_bytes_float32;
+    return table;
+}

@@ -1,0 +1,255 @@
+"""ModernBERT classifiers on packed rows.
+
+LayerNorms stand before attention and feed-forward, positions are rotary, the feed-forward is gated,
+and most layers see a window of tokens only (Warner et al. 2024, arXiv:2412.13663). Where the head
+reads the first token and the last layer sees everything, that layer is computed for the first
+tokens alone; where the head reads the mean of all tokens, it is computed in full.
+
+Each step can be called and timed by itself: `embed`, `layer` for all layers but the last,
+`last_layer`, `head`; `forward` is the four in a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import nn
+
+from sie_core.local.architecture import Architecture
+from sie_core.local.attention import Attention
+from sie_core.local.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    Linear,
+    PackedInputs,
+    Placement,
+    linear_shapes,
+)
+from sie_core.local.weights import Weights
+
+_QKV = 3
+
+
+def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """List the tensors of such a classifier, by their names in a checkpoint."""
+    a = architecture
+    norms = ["model.embeddings.norm", "model.final_norm", "head.norm"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embeddings.tok_embeddings.weight": (a.vocab_size, a.hidden_size)
+    }
+    for index in range(a.num_layers):
+        layer = f"model.layers.{index}"
+        norms += [f"{layer}.mlp_norm"] + ([f"{layer}.attn_norm"] if index else [])
+        attention, mlp = a.attention_bias, a.mlp_bias
+        shapes |= linear_shapes(
+            f"{layer}.attn.Wqkv", _QKV * a.hidden_size, a.hidden_size, has_bias=attention
+        )
+        shapes |= linear_shapes(
+            f"{layer}.attn.Wo", a.hidden_size, a.hidden_size, has_bias=attention
+        )
+        shapes |= linear_shapes(
+            f"{layer}.mlp.Wi", 2 * a.intermediate_size, a.hidden_size, has_bias=mlp
+        )
+        shapes |= linear_shapes(f"{layer}.mlp.Wo", a.hidden_size, a.intermediate_size, has_bias=mlp)
+    for norm in norms:
+        shapes |= {f"{norm}.weight": (a.hidden_size,)}
+        shapes |= {f"{norm}.bias": (a.hidden_size,)} if a.norm_bias else {}
+    shapes |= linear_shapes("head.dense", a.hidden_size, a.hidden_size, has_bias=a.head_bias)
+    return shapes | linear_shapes("classifier", a.num_labels, a.hidden_size)
+
+
+@dataclass(frozen=True, slots=True)
+class ModernBertLayer:
+    """One transformer layer; the first has no LayerNorm before its attention."""
+
+    attention_norm: LayerNorm | None
+    qkv: Linear
+    attention_out: Linear
+    mlp_norm: LayerNorm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The rotary embedding of a batch's positions: cosines and sines of [total, 1, 1, head size].
+
+    The sines of the first half are negative: they go with the second half of what is rotated
+    (Su et al. 2021, arXiv:2104.09864).
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def of(cls, position_ids: torch.Tensor, *, head_size: int, theta: float) -> Self:
+        """Compute it, in float32."""
+        halves = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_ids.device)
+        angles = position_ids[:, None].float() * (1.0 / theta ** (halves / head_size))
+        cos, sin = angles.cos(), angles.sin()
+        return cls(
+            torch.cat([cos, cos], dim=-1)[:, None, None, :],
+            torch.cat([-sin, sin], dim=-1)[:, None, None, :],
+        )
+
+    def apply(self, x: torch.Tensor) -> None:
+        """Rotate [total, n, heads, head size] in place; computed in float32."""
+        exact = x.float()
+        swapped = exact.roll(x.shape[-1] // 2, dims=-1)
+        x.copy_(torch.addcmul(exact * self.cos, swapped, self.sin))
+
+
+Rotations = dict[float, Rotation]
+"""A batch's rotation for each base that some layer has."""
+
+
+class ModernBertClassifier:
+    """A ModernBERT with a classification head.
+
+    Args:
+        architecture: Its shape.
+        weights: Its tensors, checked.
+        placement: Device and number format.
+    """
+
+    def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
+        self._architecture = architecture
+        self._activation = ACTIVATIONS[architecture.hidden_act]
+        self._head_activation = ACTIVATIONS[architecture.head_act]
+        self._dtype = placement.dtype
+        self._words = placement.residual(weights["model.embeddings.tok_embeddings.weight"])
+        read = _Reader(architecture, weights, placement)
+        self._embedding_norm = read.norm("model.embeddings.norm")
+        self._layers = [read.layer(index) for index in range(architecture.num_layers)]
+        self._final_norm = read.norm("model.final_norm")
+        exact = placement.exact
+        self._dense = Linear.read(
+            weights, "head.dense", convert=exact, has_bias=architecture.head_bias
+        )
+        self._head_norm = LayerNorm.read(
+            weights,
+            "head.norm",
+            architecture.layer_norm_eps,
+            convert=exact,
+            has_bias=architecture.norm_bias,
+        )
+        self._classifier = Linear.read(weights, "classifier", convert=exact)
+
+    @property
+    def num_layers(self) -> int:
+        """Return the number of layers, the last one included."""
+        return len(self._layers)
+
+    def forward(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the float32 logits of a batch; [sequences, labels]."""
+        hidden = self.embed(inputs)
+        rotations = self.rotations(inputs)
+        for index in range(self.num_layers - 1):
+            hidden = self.layer(index, hidden, rotations, attention)
+        return self.head(self.last_layer(hidden, rotations, inputs, attention))
+
+    def rotations(self, inputs: PackedInputs) -> Rotations:
+        """Return the rotation of a batch for each base that some layer has."""
+        size = self._architecture.head_size
+        return {
+            theta: Rotation.of(inputs.position_ids, head_size=size, theta=theta)
+            for theta in {layer.theta for layer in self._architecture.rotary_layers}
+        }
+
+    def embed(self, inputs: PackedInputs) -> torch.Tensor:
+        """Return the embeddings of all tokens; [total, hidden]."""
+        return self._embedding_norm(nn.functional.embedding(inputs.token_ids, self._words))
+
+    def layer(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        rotations: Rotations,
+        attention: Attention,
+    ) -> torch.Tensor:
+        """Run one layer for all tokens. The rows given are overwritten and returned."""
+        layer, rotary = self._layers[index], self._architecture.rotary_layers[index]
+        qkv = self._heads(layer.qkv(self._normed(layer, hidden)), _QKV)
+        rotations[rotary.theta].apply(qkv[:, :2])
+        return self._finish(layer, hidden, attention.full(qkv, window=rotary.window))
+
+    def last_layer(
+        self,
+        hidden: torch.Tensor,
+        rotations: Rotations,
+        inputs: PackedInputs,
+        attention: Attention,
+    ) -> torch.Tensor:
+        """Run the last layer for what the head reads, and pool that; [sequences, hidden]."""
+        layer, rotary = self._layers[-1], self._architecture.rotary_layers[-1]
+        if self._architecture.pooling == "mean" or rotary.window is not None:
+            hidden = self.layer(self.num_layers - 1, hidden, rotations, attention)
+            if self._architecture.pooling == "mean":
+                return attention.mean(self._final_norm(hidden))
+            return self._final_norm(hidden.index_select(0, inputs.first_rows))
+        normed = self._normed(layer, hidden)
+        query = self._heads(layer.qkv.part(0, _QKV)(normed.index_select(0, inputs.first_rows)), 1)
+        key = self._heads(layer.qkv.part(1, _QKV)(normed), 1)
+        value = self._heads(layer.qkv.part(2, _QKV)(normed), 1)
+        rotations[rotary.theta].apply(key)  # a first token's query stays: its position is 0
+        attended = attention.first(query[:, 0], key[:, 0], value[:, 0])
+        first = hidden.index_select(0, inputs.first_rows)
+        return self._final_norm(self._finish(layer, first, attended))
+
+    def head(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return the logits of pooled rows, in float32."""
+        dense = self._head_activation(self._dense(pooled.float()))
+        return self._classifier(self._head_norm(dense))
+
+    def _normed(self, layer: ModernBertLayer, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what a layer's attention projects."""
+        norm = layer.attention_norm
+        return (hidden if norm is None else norm(hidden)).to(self._dtype)
+
+    def _heads(self, projected: torch.Tensor, count: int) -> torch.Tensor:
+        """View [total, count * hidden] as [total, count, heads, head size]."""
+        return projected.view(len(projected), count, self._architecture.num_heads, -1)
+
+    def _finish(
+        self, layer: ModernBertLayer, hidden: torch.Tensor, attended: torch.Tensor
+    ) -> torch.Tensor:
+        """Run what follows a layer's attention; needs no sequences."""
+        hidden += layer.attention_out(attended.flatten(1))
+        gated, gate = layer.up(layer.mlp_norm(hidden).to(self._dtype)).chunk(2, dim=-1)
+        hidden += layer.down(self._activation(gated) * gate)
+        return hidden
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads a body's parts in its placement."""
+
+    architecture: Architecture
+    weights: Weights
+    placement: Placement
+
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm.read(
+            self.weights,
+            name,
+            self.architecture.layer_norm_eps,
+            convert=self.placement.residual,
+            has_bias=self.architecture.norm_bias,
+        )
+
+    def linear(self, name: str, *, has_bias: bool) -> Linear:
+        return Linear.read(self.weights, name, convert=self.placement.weight, has_bias=has_bias)
+
+    def layer(self, index: int) -> ModernBertLayer:
+        name = f"model.layers.{index}"
+        attention_bias, mlp_bias = self.architecture.attention_bias, self.architecture.mlp_bias
+        return ModernBertLayer(
+            attention_norm=self.norm(f"{name}.attn_norm") if index else None,
+            qkv=self.linear(f"{name}.attn.Wqkv", has_bias=attention_bias),
+            attention_out=self.linear(f"{name}.attn.Wo", has_bias=attention_bias),
+            mlp_norm=self.norm(f"{name}.mlp_norm"),
+            up=self.linear(f"{name}.mlp.Wi", has_bias=mlp_bias),
+            down=self.linear(f"{name}.mlp.Wo", has_bias=mlp_bias),
+        )

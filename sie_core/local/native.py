@@ -1,0 +1,301 @@
+"""BERT, RoBERTa and XLM-RoBERTa classifiers in C, for the CPU; several times as fast as torch.
+
+The library is compiled from `kernels/` when sie-core is built (`hatch_build.py`). Where there is
+none (no compiler, another system or processor) the forward passes in torch take its place and
+give the same scores. Which kernels run:
+
+    amx          bfloat16 products; float32 sums, residuals, norms    Intel servers from 2023 on
+    amx-float32  float32, each product in parts of bfloat16           the same
+    avx512       float32                                              Intel and AMD servers
+    avx2         float32                                              any x86-64 since 2013
+
+`SIE_MAX_CPU_ISA` names the most that may be used: `amx`, `avx512`, `avx2`, or `none` for torch.
+A call runs in the thread that makes it, without Python's lock, so one thread per core uses all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sie_core.errors import InvalidRequestError
+from sie_core.local import bert
+from sie_core.local.architecture import Activation, Architecture
+from sie_core.local.packing import PackedBatch
+from sie_core.local.tokenization import Pair
+from sie_core.local.weights import Weights
+
+LIBRARY = Path(__file__).parent / "kernels" / "libsie_kernels.so"
+
+KERNELS = {"amx": "amx", "amx-float32": "amx", "avx512": "avx512", "avx2": "avx2"}
+"""Names of kernels, the fastest first, and the instruction set that each needs."""
+
+_INSTRUCTION_SETS = ("amx", "avx512", "avx2", "none")
+"""What `SIE_MAX_CPU_ISA` may be, from the most to the least."""
+
+_KERNELS_OF = {torch.bfloat16: ("amx",), torch.float32: ("amx-float32", "avx512", "avx2")}
+
+# The numbers of `enum sie_epilogue` and of the formats in kernels/model.c.
+_ACTIVATIONS: dict[Activation, int] = {"gelu": 1, "gelu_tanh": 2, "relu": 3}
+_WORD_FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_WORKSPACE_STEP = 512
+"""Buffers grow in steps of this many tokens, so that they are seldom made anew."""
+
+
+class _Config(ctypes.Structure):
+    _fields_ = (
+        ("hidden", ctypes.c_int32),
+        ("layers", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("intermediate", ctypes.c_int32),
+        ("labels", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("word_format", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class _OuterWeights(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in (
+            "words",
+            "positions",
+            "types",
+            "norm",
+            "norm_bias",
+            "dense",
+            "dense_bias",
+            "classifier",
+            "classifier_bias",
+        )
+    )
+
+
+class _LayerWeights(ctypes.Structure):
+    _fields_ = tuple((f"tensor_{index}", ctypes.c_void_p) for index in range(16))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, None where there are none."""
+    if not LIBRARY.exists():
+        return None
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:  # built for another system or processor
+        return None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    library.sie_supports.argtypes = [ctypes.c_char_p]
+    library.sie_model_new.restype = pointer
+    library.sie_model_new.argtypes = [pointer, pointer, ctypes.c_char_p]
+    library.sie_model_set_layer.argtypes = [pointer, integer, pointer]
+    library.sie_model_free.argtypes = [pointer]
+    library.sie_model_free.restype = None
+    library.sie_workspace_new.restype = pointer
+    library.sie_workspace_new.argtypes = [pointer, integer, integer, integer]
+    library.sie_workspace_free.argtypes = [pointer]
+    library.sie_workspace_free.restype = None
+    library.sie_score.argtypes = [pointer] * 5 + [integer, pointer]
+    library.sie_score.restype = None
+    return library
+
+
+def available_kernels() -> tuple[str, ...]:
+    """List the kernels that this build has and this processor runs, the fastest first.
+
+    Raises:
+        InvalidRequestError: `SIE_MAX_CPU_ISA` is none of the known names.
+    """
+    most = os.environ.get("SIE_MAX_CPU_ISA", _INSTRUCTION_SETS[0]).lower()
+    if most not in _INSTRUCTION_SETS:
+        msg = f"SIE_MAX_CPU_ISA must be one of {', '.join(_INSTRUCTION_SETS)}, but is {most!r}"
+        raise InvalidRequestError(msg)
+    library = _library()
+    if library is None:
+        return ()
+    allowed = _INSTRUCTION_SETS[_INSTRUCTION_SETS.index(most) :]
+    return tuple(
+        name
+        for name, needed in KERNELS.items()
+        if needed in allowed and library.sie_supports(name.encode())
+    )
+
+
+def choose_kernels(architecture: Architecture, dtype: torch.dtype) -> str | None:
+    """Return the fastest kernels for a model in a number format, None if torch must do it."""
+    if architecture.model_type == "modernbert" or architecture.hidden_act not in _ACTIVATIONS:
+        return None
+    wanted = _KERNELS_OF.get(dtype, ())
+    for name in available_kernels():
+        if name in wanted and _fits(architecture, name):
+            return name
+    return None
+
+
+def _fits(architecture: Architecture, kernels: str) -> bool:
+    """Tell whether a model's sizes are whole numbers of the kernels' blocks."""
+    block = 16 if kernels == "avx2" else 32
+    return (
+        architecture.hidden_size % 32 == 0
+        and architecture.intermediate_size % 32 == 0
+        and architecture.head_size % block == 0
+    )
+
+
+class NativeClassifier:
+    """A classifier whose forward pass is compiled code. Shared by the workers that it opens.
+
+    Weights are copied into the kernels' own order, a layer at a time; the token embeddings stay
+    mapped from their file.
+
+    Args:
+        architecture: Its shape.
+        weights: Its tensors, checked.
+        kernels: What `choose_kernels` returned.
+    """
+
+    def __init__(self, architecture: Architecture, weights: Weights, kernels: str) -> None:
+        library = _library()
+        assert library is not None, "choose_kernels names none without a library"  # noqa: S101
+        self.architecture = architecture
+        self.kernels = kernels
+        self._library = library
+        self._outer = self._read_outer(weights)
+        words = self._outer[0]
+        config = _Config(
+            hidden=architecture.hidden_size,
+            layers=architecture.num_layers,
+            heads=architecture.num_heads,
+            intermediate=architecture.intermediate_size,
+            labels=architecture.num_labels,
+            activation=_ACTIVATIONS[architecture.hidden_act],
+            word_format=_WORD_FORMATS[words.dtype],
+            epsilon=architecture.layer_norm_eps,
+        )
+        outer = _OuterWeights(*(tensor.data_ptr() for tensor in self._outer))
+        self._model = library.sie_model_new(
+            ctypes.byref(config), ctypes.byref(outer), kernels.encode()
+        )
+        if not self._model:
+            raise MemoryError
+        for index in range(architecture.num_layers):
+            self._set_layer(index, weights)
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self._library.sie_model_free(self._model)
+
+    def make_workspace(self, num_tokens: int, num_pairs: int, max_length: int) -> int:
+        """Return the address of buffers for a batch of that size."""
+        address: int | None = self._library.sie_workspace_new(
+            self._model, num_tokens, num_pairs, max_length
+        )
+        if not address:
+            raise MemoryError
+        return address
+
+    def free_workspace(self, address: int) -> None:
+        """Give buffers back."""
+        self._library.sie_workspace_free(address)
+
+    def score(self, workspace: int, batch: PackedBatch) -> NDArray[np.float32]:
+        """Return the logits of a batch that fits the workspace; [pairs, labels]."""
+        logits = np.empty((batch.num_pairs, self.architecture.num_labels), np.float32)
+        self._library.sie_score(
+            workspace,
+            batch.token_ids.ctypes.data,
+            batch.type_ids.ctypes.data if self.architecture.type_vocab_size > 1 else None,
+            batch.position_ids.ctypes.data,
+            batch.cu_seqlens.ctypes.data,
+            batch.num_pairs,
+            logits.ctypes.data,
+        )
+        return logits
+
+    def _read_outer(self, weights: Weights) -> list[torch.Tensor]:
+        """Read what stands around the layers, in the order of `_OuterWeights`."""
+        body = bert.body_name(self.architecture)
+        dense, classifier = bert.head_names(self.architecture)
+        words = weights[f"{body}.embeddings.word_embeddings.weight"].contiguous()
+        others = [
+            f"{body}.embeddings.position_embeddings.weight",
+            f"{body}.embeddings.token_type_embeddings.weight",
+            f"{body}.embeddings.LayerNorm.weight",
+            f"{body}.embeddings.LayerNorm.bias",
+            f"{dense}.weight",
+            f"{dense}.bias",
+            f"{classifier}.weight",
+            f"{classifier}.bias",
+        ]
+        is_readable = words.dtype in _WORD_FORMATS
+        return [
+            words if is_readable else words.float(),
+            *(_float(weights[name]) for name in others),
+        ]
+
+    def _set_layer(self, index: int, weights: Weights) -> None:
+        names = bert.layer_names(self.architecture, index)
+        tensors = [_float(weights[f"{name}.{part}"]) for name in names for part in _PARTS]
+        layer = _LayerWeights(*(tensor.data_ptr() for tensor in tensors))
+        if not self._library.sie_model_set_layer(self._model, index, ctypes.byref(layer)):
+            raise MemoryError
+
+
+_PARTS = ("weight", "bias")
+
+
+def _float(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float().contiguous()
+
+
+class NativeWorker:
+    """Scores batches in the thread that calls it.
+
+    Args:
+        classifier: The forward pass, shared.
+    """
+
+    def __init__(self, classifier: NativeClassifier) -> None:
+        self._classifier = classifier
+        self._room = (0, 0, 0)
+        self._workspace: int | None = None
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return one raw score per pair."""
+        architecture = self._classifier.architecture
+        batch = PackedBatch.of(pairs, position_offset=architecture.position_offset)
+        logits = self._classifier.score(self._fitting_workspace(batch), batch)
+        # The difference of two logits is the logit of their softmax.
+        scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        return [float(score) for score in scores]
+
+    def __del__(self) -> None:
+        self._free()
+
+    def _fitting_workspace(self, batch: PackedBatch) -> int:
+        needed = (batch.num_tokens, batch.num_pairs, batch.max_length)
+        if self._workspace is None or any(
+            need > has for need, has in zip(needed, self._room, strict=True)
+        ):
+            steps = [
+                max(-(-need // _WORKSPACE_STEP) * _WORKSPACE_STEP, has)
+                for need, has in zip(needed, self._room, strict=True)
+            ]
+            self._free()
+            self._workspace = self._classifier.make_workspace(*steps)
+            self._room = (steps[0], steps[1], steps[2])
+        return self._workspace
+
+    def _free(self) -> None:
+        if self._workspace is not None:
+            self._classifier.free_workspace(self._workspace)
+            self._workspace = None

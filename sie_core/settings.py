@@ -6,8 +6,11 @@ a dozen keyword arguments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sie_core.types import Mode
 
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L12-v2"
 """The reranker used where none is named: 33 M parameters, English, Apache-2.0."""
@@ -37,15 +40,28 @@ class EngineSettings:
     """How a model runs in this process.
 
     Attributes:
-        device: `cuda`, `cuda:1`, `cpu`, `mps`; None means CUDA where there is one, else CPU.
-        dtype: `float32`, `float16` or `bfloat16`; None means float16 on CUDA, else float32.
+        device: `cuda`, `cuda:1`, `cpu`, `mps`, or a list of CUDA devices; None means CUDA where
+            there is one, else CPU.
+        mode: `exact` computes in float32; `fast` in float16 on CUDA, and in bfloat16 on a CPU that
+            is faster in it; `auto` is fast where that can be had.
+        dtype: `float32`, `float16` or `bfloat16`, instead of what the mode means.
+        num_threads: Cores used on the CPU; None means `SIE_NUM_THREADS`, else all that this process
+            may use.
         max_batch_tokens: Tokens per forward pass; None means the device's default. A pair
             that is longer runs alone.
+        max_queued_tokens: Bound on what may wait for a model; None means `MAX_QUEUED_TOKENS`.
+        token_cache_bytes: Bound on the token ids of documents kept for each model, shared by all
+            who use it; 0 keeps none; None means the size that was set last, at first
+            `TOKEN_CACHE_BYTES`.
     """
 
-    device: str | None = None
+    device: str | Sequence[str] | None = None
+    mode: Mode = "auto"
     dtype: str | None = None
+    num_threads: int | None = None
     max_batch_tokens: int | None = None
+    max_queued_tokens: int | None = None
+    token_cache_bytes: int | None = None
 
 
 CPU_MAX_BATCH_TOKENS = 1024
@@ -53,6 +69,18 @@ CPU_MAX_BATCH_TOKENS = 1024
 
 CUDA_MAX_BATCH_TOKENS = 32_768
 """Large enough to fill a data-centre GPU with a small model."""
+
+CPU_MIN_BATCH_TOKENS = 256
+"""Work is split over idle cores in parts of no less: below, a batch's fixed costs show."""
+
+CUDA_MIN_BATCH_TOKENS = 8192
+"""The same for several GPUs."""
+
+MAX_QUEUED_TOKENS = 2**24
+"""Waiting for one model: 64 MiB of ids, and minutes of work on a CPU."""
+
+TOKEN_CACHE_BYTES = 64 * 2**20
+"""Texts and ids of about 30,000 passages, for each loaded model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,15 @@ travels as msgpack or JSON unchanged, and a result is read with `result["scores"
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NotRequired, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args
 
 ScoreSpace = Literal["raw", "probability"]
 """`raw`: the model's logit. `probability`: its sigmoid, between 0 and 1."""
+
+Mode = Literal["auto", "exact", "fast"]
+"""`exact`: float32. `fast`: half precision, where that is faster. `auto`: fast, else exact."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Item(TypedDict, total=False):

@@ -7,7 +7,14 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from sie_core.deadline import Deadline
-from sie_core.local.client import LocalClient, check_request, encode, to_result
+from sie_core.local.client import (
+    LocalClient,
+    check_request,
+    encode,
+    to_result,
+    warm_up_workers,
+)
+from sie_core.local.registry import LoadedModel
 from sie_core.types import Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -43,18 +50,22 @@ class LocalAsyncClient:
         client = self._client
         request = check_request(model, query, items, instruction, options)
         deadline = client.deadline(timeout_seconds)
-        # Shielded, because the load is shared: one cancelled task must not cancel it for others.
-        loading = asyncio.shield(asyncio.wrap_future(client.load(model)))
-        loaded = await _wait(loading, deadline, f"loading {model}")
+        loaded = await self._load(model, deadline)
         encoded = await asyncio.to_thread(encode, request, loaded.encoder)
-        scoring = asyncio.wrap_future(client.submit(loaded, encoded, request))
-        logits = await _wait(scoring, deadline, f"scoring {len(items)} items with {model}")
+        scoring = client.submit(loaded, encoded, request)
+        try:
+            doing = f"scoring {len(items)} items with {model}"
+            logits = await _wait(asyncio.wrap_future(scoring), deadline, doing)
+        finally:
+            scoring.cancel()  # without effect on an answer; drops the work of one who has left
         return to_result(request, encoded, logits, loaded.encoder)
 
     async def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
         """Do what `LocalClient.warm_up` does."""
-        query = Item(text="warm up")
-        await self.score(model, query, [query], timeout_seconds=timeout_seconds)
+        deadline = self._client.deadline(timeout_seconds)
+        loaded = await self._load(model, deadline)
+        for running in warm_up_workers(loaded):
+            await _wait(asyncio.wrap_future(running), deadline, f"warming up {model}")
 
     async def close(self) -> None:
         """Unload the models that no other client holds. May be called twice."""
@@ -68,6 +79,11 @@ class LocalAsyncClient:
 
     def __repr__(self) -> str:
         return f"LocalAsyncClient({self._client!r})"
+
+    async def _load(self, model: str, deadline: Deadline) -> LoadedModel:
+        # Shielded, because the load is shared: one cancelled task must not cancel it for others.
+        loading = asyncio.shield(asyncio.wrap_future(self._client.load(model)))
+        return await _wait(loading, deadline, f"loading {model}")
 
 
 async def _wait(future: Awaitable[_T], deadline: Deadline, doing: str) -> _T:

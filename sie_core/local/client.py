@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
@@ -13,15 +13,18 @@ from typing import Any, Self, TypeVar
 
 from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import ClientClosedError, InferenceError, InvalidRequestError
-from sie_core.local.device import choose_device, choose_dtype, choose_max_batch_tokens
+from sie_core.local.device import choose
 from sie_core.local.encoder import PairEncoder, to_score_space
+from sie_core.local.openmp import limit_this_thread
 from sie_core.local.registry import REGISTRY, LoadedModel, ModelKey
 from sie_core.local.scheduler import Scheduler
+from sie_core.local.token_cache import check_token_cache_bytes
 from sie_core.local.tokenization import Pair
+from sie_core.local.worker import Worker
 from sie_core.models import catalog, sources
 from sie_core.ranking import check_score_space, check_top_k, rank
 from sie_core.settings import EngineSettings, SourceSettings
-from sie_core.types import Item, ScoreEntry, ScoreResult, ScoreSpace, Usage
+from sie_core.types import Item, Mode, ScoreEntry, ScoreResult, ScoreSpace, Usage
 
 _logger = logging.getLogger(__name__)
 _OPTION_NAMES = ("max_length", "score_space", "batch_size")
@@ -58,9 +61,20 @@ class LocalClient:
     carry the token: the process that unpickles it reads `HF_TOKEN`.
 
     Args:
-        device: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA where there is one, else CPU.
-        dtype: `float32`, `float16` or `bfloat16`; None means float16 on CUDA, else float32.
+        device: `cuda`, `cuda:1`, `cpu` or `mps`, or a list of CUDA devices, which then share the
+            work; None means CUDA where there is one, else CPU.
+        mode: `exact` computes in float32; `fast` in float16 on CUDA, and in bfloat16 on a CPU that
+            is faster in it; `auto` is fast where that can be had. `describe` tells what it chose.
+        dtype: `float32`, `float16` or `bfloat16`, instead of what the mode means.
+        num_threads: Cores used on the CPU; None means `SIE_NUM_THREADS`, else all that this process
+            may use. The threads of torch's own operations elsewhere in the process stay as set.
         max_batch_tokens: Tokens per forward pass; None means the device's own.
+        max_queued_tokens: How many tokens may wait for a model, those of a call of this client
+            included, before that call is refused with QueueFullError; where nothing waits, a call
+            of any size is taken. None means 16,777,216.
+        token_cache_bytes: Bound on the token ids of documents that are kept for each model, so that
+            the same documents need no tokenising again; 0 keeps none. All who use the model
+            share them; who names a size sets it. None leaves it as it is, 64 MiB at first.
         timeout_seconds: Bound on one whole call, loading included; None waits.
         revision: Branch, tag or commit of models on the hub.
         token: Hub token for gated models.
@@ -74,9 +88,13 @@ class LocalClient:
     def __init__(
         self,
         *,
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
+        mode: Mode = "auto",
         dtype: str | None = None,
+        num_threads: int | None = None,
         max_batch_tokens: int | None = None,
+        max_queued_tokens: int | None = None,
+        token_cache_bytes: int | None = None,
         timeout_seconds: float | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -85,7 +103,15 @@ class LocalClient:
     ) -> None:
         check_timeout_seconds(timeout_seconds)
         self.timeout_seconds = timeout_seconds
-        self._engine = EngineSettings(device=device, dtype=dtype, max_batch_tokens=max_batch_tokens)
+        self._engine = EngineSettings(
+            device=device if device is None or isinstance(device, str) else tuple(device),
+            mode=mode,
+            dtype=dtype,
+            num_threads=num_threads,
+            max_batch_tokens=max_batch_tokens,
+            max_queued_tokens=max_queued_tokens,
+            token_cache_bytes=token_cache_bytes,
+        )
         self._sources = SourceSettings(
             cache_dir=None if cache_dir is None else Path(cache_dir),
             revision=revision,
@@ -123,7 +149,8 @@ class LocalClient:
         Raises:
             InvalidRequestError: An argument is wrong.
             ModelError: The model could not be found, is unsupported, or could not be loaded.
-            DeadlineExceededError: Time ran out.
+            QueueFullError: Too much work waits for the model.
+            DeadlineExceededError: Time ran out; what is not computed yet is dropped.
             SIEError: The model failed.
         """
         del gpu
@@ -139,9 +166,20 @@ class LocalClient:
         return to_result(request, encoded, logits, loaded.encoder)
 
     def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
-        """Fetch and load `model` now, and run it once, so that the first call does not pay."""
-        query = Item(text="warm up")
-        self.score(model, query, [query], timeout_seconds=timeout_seconds)
+        """Fetch and load `model` now, and run it once in every worker: the first call need not."""
+        deadline = self.deadline(timeout_seconds)
+        loaded = _wait(self.load(model), deadline, f"loading {model}")
+        for running in warm_up_workers(loaded):
+            _wait(running, deadline, f"warming up {model}")
+
+    def describe(self) -> str:
+        """Say in one line how this client's models run, and why so: mode, format, workers."""
+        return self._execution.describe()
+
+    def loaded(self) -> dict[str, str]:
+        """Return how each model runs that this client has loaded, by name."""
+        models = REGISTRY.loaded(holder=self)
+        return {key.model: model.description for key, model in models.items()}
 
     def release(self, model: str | None = None) -> int:
         """Unload a model from this process, whoever uses it; see `sie_core.local.release`."""
@@ -180,14 +218,18 @@ class LocalClient:
         self._settle()
 
     def __repr__(self) -> str:
-        dtype = str(self._dtype).removeprefix("torch.")
-        return f"LocalClient(device={str(self._device)!r}, dtype={dtype!r})"
+        execution = self._execution
+        devices = ",".join(map(str, execution.devices))
+        dtype = str(execution.dtype).removeprefix("torch.")
+        return (
+            f"LocalClient(device={devices!r}, mode={execution.mode!r}, dtype={dtype!r}, "
+            f"num_workers={execution.num_workers})"
+        )
 
     def _settle(self) -> None:
-        engine = self._engine
-        self._device = choose_device(engine.device)
-        self._dtype = choose_dtype(engine.dtype, self._device)
-        self._max_batch_tokens = choose_max_batch_tokens(engine.max_batch_tokens, self._device)
+        if self._engine.token_cache_bytes is not None:
+            check_token_cache_bytes(self._engine.token_cache_bytes)
+        self._execution = choose(self._engine)
         self._is_closed = False
 
     def deadline(self, timeout_seconds: float | None) -> Deadline:
@@ -202,27 +244,69 @@ class LocalClient:
         key = ModelKey(
             model=model_key_name(model),
             revision=self._sources.revision,
-            device=self._device,
-            dtype=self._dtype,
+            devices=self._execution.devices,
+            dtype=self._execution.dtype,
+            num_workers=self._execution.num_workers,
         )
-        return REGISTRY.acquire(key, lambda: self._make(model), holder=self)
+        loading = REGISTRY.acquire(key, lambda: self._make(model), holder=self)
+        if self._engine.token_cache_bytes is not None:
+            loading.add_done_callback(self._resize_token_cache)
+        return loading
 
     def submit(
         self, loaded: LoadedModel, encoded: EncodedRequest, request: ScoreRequest
     ) -> Future[list[float]]:
-        """Queue one request's pairs; the future may be cancelled."""
+        """Queue one request's pairs; whoever does not want the scores cancels the future.
+
+        Raises:
+            QueueFullError: Too much work waits for the model.
+        """
         return loaded.scheduler.submit(
-            encoded.pairs, max_tokens=self._max_batch_tokens, max_pairs=request.batch_size
+            encoded.pairs,
+            max_tokens=self._execution.max_batch_tokens,
+            max_pairs=request.batch_size,
+            max_queued_tokens=self._execution.max_queued_tokens,
         )
 
+    def _resize_token_cache(self, loading: Future[LoadedModel]) -> None:
+        max_bytes = self._engine.token_cache_bytes
+        if max_bytes is not None and loading.exception() is None:
+            loading.result().encoder.tokenizer.cache.resize(max_bytes)
+
     def _make(self, model: str) -> LoadedModel:
-        encoder = PairEncoder.load(
-            sources.resolve(model, self._sources),
-            device=self._device,
-            dtype=self._dtype,
-            allow_pickle=self._sources.allow_pickle,
-        )
-        return LoadedModel(encoder, Scheduler(encoder.logits, name=model))
+        execution, files = self._execution, sources.resolve(model, self._sources)
+        encoders = [
+            PairEncoder.load(
+                files,
+                device=device,
+                dtype=execution.dtype,
+                allow_pickle=self._sources.allow_pickle,
+            )
+            for device in execution.devices
+        ]
+        open_workers = [encoder.open_worker for encoder in encoders]
+        if execution.devices[0].type == "cpu":
+            open_workers = [_on_one_thread(open_workers[0])] * execution.num_workers
+        description = execution.describe()
+        _logger.info("%s runs %s", model, description)
+        scheduler = Scheduler(open_workers, name=model, min_batch_tokens=execution.min_batch_tokens)
+        return LoadedModel(encoders[0], scheduler, description)
+
+
+def _on_one_thread(open_worker: Callable[[], Worker]) -> Callable[[], Worker]:
+    """Let a worker compute in its own thread alone; the application's threads are not touched."""
+
+    def limit_and_open() -> Worker:
+        limit_this_thread()
+        return open_worker()
+
+    return limit_and_open
+
+
+def warm_up_workers(loaded: LoadedModel) -> list[Future[list[float]]]:
+    """Let every worker of a model run once."""
+    pairs = loaded.encoder.tokenizer.encode_pairs("warm up", ["warm up"], loaded.encoder.max_length)
+    return loaded.scheduler.warm_up(pairs)
 
 
 def model_key_name(model: str) -> str:
@@ -302,9 +386,8 @@ def encode(request: ScoreRequest, encoder: PairEncoder) -> EncodedRequest:
     if request.max_length is not None:
         tokenizer.check_max_length(request.max_length, encoder.max_length)
     position_of = {text: i for i, text in enumerate(dict.fromkeys(request.texts))}
-    query_ids, *document_ids = tokenizer.encode([request.query, *position_of])
     max_length = request.max_length or encoder.max_length
-    pairs = [tokenizer.pair(query_ids, ids, max_length) for ids in document_ids]
+    pairs = tokenizer.encode_pairs(request.query, list(position_of), max_length)
     return EncodedRequest(pairs, [position_of[text] for text in request.texts])
 
 

@@ -10,7 +10,6 @@ begins; only attention does, and gets it from the cumulative lengths::
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,11 +51,12 @@ class PackedBatch:
         cu_seqlens = np.zeros(len(pairs) + 1, np.int32)
         np.cumsum(lengths, out=cu_seqlens[1:])
         total = int(cu_seqlens[-1])
-        starts = np.repeat(cu_seqlens[:-1] - np.int32(position_offset), lengths)
+        positions = np.arange(total, dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
+        num_first = np.fromiter((pair.num_first for pair in pairs), np.int32, len(pairs))
         return cls(
-            token_ids=_flatten([pair.token_ids for pair in pairs], total),
-            type_ids=_flatten([pair.type_ids for pair in pairs], total),
-            position_ids=np.arange(total, dtype=np.int32) - starts,
+            token_ids=np.concatenate([pair.token_ids for pair in pairs], dtype=np.int32),
+            type_ids=(positions >= np.repeat(num_first, lengths)).astype(np.int32),
+            position_ids=positions + np.int32(position_offset),
             cu_seqlens=cu_seqlens,
             lengths=lengths,
         )
@@ -75,34 +75,3 @@ class PackedBatch:
     def max_length(self) -> int:
         """Return the tokens of the longest pair."""
         return int(self.lengths.max())
-
-
-def _flatten(rows: Sequence[Sequence[int]], total: int) -> Int32s:
-    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, total)
-
-
-def plan_batches(
-    lengths: Sequence[int], *, max_tokens: int, max_pairs: int | None = None
-) -> list[list[int]]:
-    """Group positions into batches, longest first, so that memory peaks at the start.
-
-    Args:
-        lengths: Tokens of each pair.
-        max_tokens: Bound on the tokens of a batch; a pair above it makes a batch alone.
-        max_pairs: Bound on pairs per batch; None for no bound.
-
-    Returns:
-        Lists of positions into `lengths`; each position stands in exactly one.
-    """
-    batches: list[list[int]] = []
-    num_tokens = 0
-    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        batch = batches[-1] if batches else []
-        is_full = num_tokens + lengths[position] > max_tokens or len(batch) == max_pairs
-        if not batch or is_full:
-            batches.append([position])
-            num_tokens = lengths[position]
-        else:
-            batch.append(position)
-            num_tokens += lengths[position]
-    return batches

@@ -26,16 +26,24 @@ class ModelKey:
 
     model: str
     revision: str | None
-    device: torch.device
+    devices: tuple[torch.device, ...]
     dtype: torch.dtype
+    num_workers: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory and the thread that runs it."""
+    """A model in memory and the threads that run it.
+
+    Attributes:
+        encoder: Makes pairs; on several GPUs it is the first one's.
+        scheduler: Runs them.
+        description: How it runs, and why so.
+    """
 
     encoder: PairEncoder
     scheduler: Scheduler
+    description: str
 
 
 @dataclass(slots=True)
@@ -105,10 +113,15 @@ class Registry:
             _unload(entry)
         return len(entries)
 
-    def loaded(self) -> list[ModelKey]:
-        """List the models that are in memory."""
+    def loaded(self, holder: object | None = None) -> dict[ModelKey, LoadedModel]:
+        """Return the models that are in memory: all, or those that `holder` holds."""
         with self._lock:
-            return [key for key, entry in self._entries.items() if _loaded(entry) is not None]
+            entries = [
+                (key, _loaded(entry))
+                for key, entry in self._entries.items()
+                if holder is None or holder in entry.holders
+            ]
+        return {key: model for key, model in entries if model is not None}
 
     def reset_after_fork(self) -> None:
         """Keep in a forked child what it can use: weights on the CPU, with threads of its own."""
@@ -116,8 +129,9 @@ class Registry:
         kept: dict[ModelKey, _Entry] = {}
         for key, entry in self._entries.items():
             model = _loaded(entry)
-            if model is not None and key.device.type == "cpu":
+            if model is not None and key.devices[0].type == "cpu":
                 model.scheduler.reset()
+                model.encoder.tokenizer.cache.reset_lock()
                 kept[key] = entry
         self._entries = kept
 

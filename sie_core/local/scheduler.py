@@ -1,172 +1,422 @@
-"""One dispatcher thread per loaded model: it merges what callers wait for into batches."""
+"""`Scheduler`: the threads that run one loaded model, and who is served when.
+
+Every worker takes a batch as soon as it is free; nobody waits for company. What waits stands in a
+line of requests, served in turns (deficit round robin, Shreedhar and Varghese 1995): at its turn a
+request may use as many tokens as fill one batch of every worker, then it goes to the end of the
+line. A small request thus waits for one turn of each request before it, however large they are.
+See docs/decisions/0041-scheduling.md.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
-from sie_core.errors import InferenceError, ResourceExhaustedError
-from sie_core.local.packing import plan_batches
+from sie_core.errors import InferenceError, QueueFullError, ResourceExhaustedError
 from sie_core.local.tokenization import Pair
+from sie_core.settings import MAX_QUEUED_TOKENS
 
-_logger = logging.getLogger(__name__)
+Forward = Callable[[Sequence[Pair]], list[float]]
+"""Scores one batch: one raw score per pair."""
+
+_SMALL_REST = 4
+"""A batch takes the rest of the queue along where that is less than this part of its aim."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStats:
+    """What waits and what was done, since the model was loaded.
+
+    Attributes:
+        num_workers: Threads that run batches.
+        num_queued_requests: Requests with pairs that no batch has yet.
+        num_queued_tokens: Tokens of those pairs.
+        num_batches: Batches that were computed.
+        num_pairs: Pairs in them.
+        num_tokens: Tokens in them.
+        busy_seconds: Time that workers spent in them, of all workers together.
+    """
+
+    num_workers: int
+    num_queued_requests: int = 0
+    num_queued_tokens: int = 0
+    num_batches: int = 0
+    num_pairs: int = 0
+    num_tokens: int = 0
+    busy_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One caller's pairs and the scores found for them so far."""
+    """One caller's pairs and the scores found for them so far.
+
+    Attributes:
+        waiting: Positions of the pairs that no batch has yet; the longest is last.
+        num_waiting_tokens: Tokens of those.
+        credit: Tokens that it may still use at its turn.
+        is_settled: Whether the future has, or is about to be given, its answer.
+    """
 
     pairs: Sequence[Pair]
+    lengths: list[int]
     max_tokens: int
     max_pairs: int | None
+    waiting: list[int]
+    num_waiting_tokens: int
+    scores: list[float]
+    num_missing: int
+    credit: int = 0
+    is_settled: bool = False
     future: Future[list[float]] = field(default_factory=Future)
-    scores: dict[int, float] = field(default_factory=dict)
 
-    def accept(self, position: int, score: float) -> None:
-        """Keep one score; the last one completes the request."""
-        self.scores[position] = score
-        if len(self.scores) == len(self.pairs) and self.future.set_running_or_notify_cancel():
-            self.future.set_result([self.scores[i] for i in range(len(self.pairs))])
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], max_tokens: int, max_pairs: int | None) -> _Request:
+        lengths = [len(pair.token_ids) for pair in pairs]
+        return cls(
+            pairs=pairs,
+            lengths=lengths,
+            max_tokens=max_tokens,
+            max_pairs=max_pairs,
+            waiting=sorted(range(len(pairs)), key=lengths.__getitem__),
+            num_waiting_tokens=sum(lengths),
+            scores=[0.0] * len(pairs),
+            num_missing=len(pairs),
+        )
+
+    def answer(self) -> None:
+        """Give the caller the scores, unless they have left."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(self.scores)
 
     def fail(self, error: BaseException) -> None:
-        """Give the caller `error`, unless they have an answer already or have left."""
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
+        """Give the caller an error, unless they have left."""
+        if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
-_Slot = tuple[_Request, int]
-"""A pair's place: the request it belongs to and its position there."""
+class _Slot(NamedTuple):
+    """A pair, and its place: the request it belongs to, and its position there."""
+
+    request: _Request
+    position: int
+    pair: Pair
+
+
+class _Batch:
+    """What one worker takes at a time; it grows from the line until it has what it aims at."""
+
+    def __init__(self, aim: int) -> None:
+        self.slots: list[_Slot] = []
+        self.num_tokens = 0
+        self.aim = aim
+        self._max_tokens: float = math.inf
+        self._max_pairs: float = math.inf
+
+    def admits(self, request: _Request) -> bool:
+        """Say whether the next pair of `request` may come in, and keep its limits if so."""
+        max_tokens = min(self._max_tokens, request.max_tokens)
+        max_pairs = min(self._max_pairs, request.max_pairs or math.inf)
+        grown = self.num_tokens + request.lengths[request.waiting[-1]]
+        if self.slots:
+            is_nearer_without = grown - self.aim > self.aim - self.num_tokens
+            if grown > max_tokens or len(self.slots) >= max_pairs or is_nearer_without:
+                return False
+        self._max_tokens, self._max_pairs = max_tokens, max_pairs
+        return True
+
+    def add(self, request: _Request) -> int:
+        """Take the longest pair that waits, and return its tokens."""
+        position = request.waiting.pop()
+        num_tokens = request.lengths[position]
+        request.num_waiting_tokens -= num_tokens
+        self.slots.append(_Slot(request, position, request.pairs[position]))
+        self.num_tokens += num_tokens
+        return num_tokens
 
 
 class Scheduler:
-    """Runs batches for every caller of one model, in one thread that is started by the first.
+    """Runs batches for every caller of one model, in threads that are started by the first.
 
-    Requests that are waiting when a round begins are scored together, sorted by length. A request
-    whose future has been cancelled is not computed any further.
+    A lone request starts at once and is split over all workers. Requests that wait share batches.
+    What no batch has yet of a request whose future is cancelled, or has failed, leaves the queue at
+    once.
 
     Args:
-        forward: Scores one batch of pairs.
-        name: For the thread.
+        open_workers: For each worker, what its thread calls, before its first batch, for a function
+            that scores batches; those functions run at the same time.
+        name: For threads and errors.
+        min_batch_tokens: What is split over idle workers is split into parts of no less.
     """
 
     def __init__(
         self,
-        forward: Callable[[Sequence[Pair]], list[float]],
+        open_workers: Sequence[Callable[[], Forward]],
         *,
         name: str,
+        min_batch_tokens: int = 1,
     ) -> None:
-        self._forward = forward
+        self._open_workers = list(open_workers)
         self._name = name
+        self._min_batch_tokens = min_batch_tokens
         self.reset()
 
     def reset(self) -> None:
-        """Start afresh, as a forked child must: its parent's thread does not exist in it."""
+        """Start afresh, as a forked child must: its parent's threads do not exist in it."""
+        num_workers = len(self._open_workers)
         self._arrival = threading.Condition()
-        self._waiting: deque[_Request] = deque()
-        self._thread: threading.Thread | None = None
+        self._line: deque[_Request] = deque()
+        self._to_each: list[deque[_Request]] = [deque() for _ in range(num_workers)]
+        self._num_queued_tokens = 0
+        self._max_tokens = 0
+        self._aim = 0
+        self._threads: list[threading.Thread | None] = [None] * num_workers
         self._is_stopping = False
+        self._done = SchedulerStats(num_workers=num_workers)
 
     def submit(
-        self, pairs: Sequence[Pair], *, max_tokens: int, max_pairs: int | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        max_tokens: int,
+        max_pairs: int | None = None,
+        max_queued_tokens: int = MAX_QUEUED_TOKENS,
     ) -> Future[list[float]]:
         """Queue pairs and return a future of their scores, in the order given.
 
-        Where requests are merged, the smallest of their limits hold for all.
+        Where requests share a batch, the smallest of their limits holds for it.
 
         Args:
             pairs: What to score.
             max_tokens: Tokens per batch; a longer pair runs alone.
             max_pairs: Pairs per batch; None for no bound.
+            max_queued_tokens: Bound on what may wait with this request included; where nothing
+                waits, a request of any size is taken.
+
+        Raises:
+            QueueFullError: Too much is waiting.
         """
-        request = _Request(pairs, max_tokens, max_pairs)
+        request = _Request.of(pairs, max_tokens, max_pairs)
         if not pairs:
-            request.future.set_result([])
+            request.answer()
             return request.future
         with self._arrival:
-            self._waiting.append(request)
-            self._arrival.notify()
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name=f"sie-dispatch-{self._name}", daemon=True
-                )
-                self._thread.start()
+            self._check_room(request.num_waiting_tokens, max_queued_tokens)
+            self._start_threads()
+            self._line.append(request)
+            self._num_queued_tokens += request.num_waiting_tokens
+            self._max_tokens = max(max_tokens, self._max_tokens if len(self._line) > 1 else 0)
+            num_batches = self._plan()
+            self._aim = math.ceil(self._num_queued_tokens / num_batches)
+            self._arrival.notify(num_batches)
+        request.future.add_done_callback(lambda _: self._drop(request))
         return request.future
 
-    def stop(self, timeout_seconds: float | None = None) -> None:
-        """Finish what is queued, then end the thread.
+    def warm_up(self, pairs: Sequence[Pair]) -> list[Future[list[float]]]:
+        """Let every worker score `pairs`, and return a future for each."""
+        requests = [_Request.of(pairs, 1, None) for _ in self._open_workers]
+        with self._arrival:
+            self._start_threads()
+            for request, mine in zip(requests, self._to_each, strict=True):
+                mine.append(request)
+            self._arrival.notify_all()
+        return [request.future for request in requests]
 
-        A call that had the model before it was released may still submit: it is served by a
-        thread that ends with it.
+    def stats(self) -> SchedulerStats:
+        """Count what waits and what was done."""
+        with self._arrival:
+            return replace(
+                self._done,
+                num_queued_requests=len(self._line),
+                num_queued_tokens=self._num_queued_tokens,
+            )
+
+    def stop(self, timeout_seconds: float | None = None) -> None:
+        """Finish what is queued, then end the threads.
+
+        A call that had the model before it was released may still submit: it is served by threads
+        that end with it.
         """
         with self._arrival:
             self._is_stopping = True
-            self._arrival.notify()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_seconds)
+            self._arrival.notify_all()
+            threads = [thread for thread in self._threads if thread is not None]
+        end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(None if end is None else max(0.0, end - time.monotonic()))
 
-    def _run(self) -> None:
-        while requests := self._admit():
-            self._score(requests)
-
-    def _admit(self) -> list[_Request]:
-        """Wait for work and take all that is there; nothing means that it is time to stop."""
-        with self._arrival:
-            while not self._waiting and not self._is_stopping:
-                self._arrival.wait()
-            requests = list(self._waiting)
-            self._waiting.clear()
-            if not requests:
-                self._thread = None
-        return requests
-
-    def _score(self, requests: list[_Request]) -> None:
-        """Score one round of requests, merged."""
-        slots = [(request, i) for request in requests for i in range(len(request.pairs))]
-        limits = [request.max_pairs for request in requests if request.max_pairs is not None]
-        batches = plan_batches(
-            [len(request.pairs[i].token_ids) for request, i in slots],
-            max_tokens=min(request.max_tokens for request in requests),
-            max_pairs=min(limits, default=None),
+    def _check_room(self, num_tokens: int, max_queued_tokens: int) -> None:
+        queued = self._num_queued_tokens
+        if not queued or queued + num_tokens <= max_queued_tokens:
+            return
+        num_calls = "1 call" if len(self._line) == 1 else f"{len(self._line)} calls"
+        msg = (
+            f"{queued:,} tokens of {num_calls} wait for {self._name} already, and with the "
+            f"{num_tokens:,} of this call they would be more than max_queued_tokens="
+            f"{max_queued_tokens:,}; try again later, make fewer calls at a time, or raise that "
+            "bound on LocalClient"
         )
-        for batch in batches:
-            self._score_batch([slots[position] for position in batch])
+        raise QueueFullError(msg)
 
-    def _score_batch(self, slots: list[_Slot]) -> None:
+    def _plan(self) -> int:
+        """Return how many batches what waits should make: as many for each worker, none small."""
+        num_tokens, num_workers = self._num_queued_tokens, len(self._threads)
+        even = num_workers * math.ceil(num_tokens / (self._max_tokens * num_workers))
+        return max(1, min(even, num_tokens // self._min_batch_tokens))
+
+    def _start_threads(self) -> None:
+        for worker, thread in enumerate(self._threads):
+            if thread is None:
+                name = f"sie-worker-{worker}-{self._name}"
+                thread = threading.Thread(  # noqa: PLW2901
+                    target=self._work, args=(worker,), name=name, daemon=True
+                )
+                thread.start()
+                self._threads[worker] = thread
+
+    def _drop(self, request: _Request) -> None:
+        """Take from the queue what no batch has yet of a request that has its answer."""
+        with self._arrival:
+            request.is_settled = True
+            if request in self._line:
+                self._line.remove(request)
+                self._num_queued_tokens -= request.num_waiting_tokens
+            request.pairs = ()  # the future, and thus the caller, may keep the request
+
+    def _work(self, worker: int) -> None:
+        """Run batches, one after the other, until it is time to stop."""
+        forward = _Lazy(self._open_workers[worker])
+        while slots := self._take(worker):
+            self._score(slots, forward)
+            slots.clear()  # so that an idle worker keeps nobody's texts
+
+    def _take(self, worker: int) -> list[_Slot]:
+        """Wait for work and take a batch of it; none means that it is time to stop."""
+        mine = self._to_each[worker]
+        with self._arrival:
+            while True:
+                if mine:
+                    request = mine.popleft()
+                    return [_Slot(request, i, pair) for i, pair in enumerate(request.pairs)]
+                if self._line:
+                    slots = self._fill().slots
+                    if self._line:
+                        self._arrival.notify()
+                    return slots
+                if self._is_stopping:
+                    self._threads[worker] = None
+                    return []
+                self._arrival.wait()
+
+    def _fill(self) -> _Batch:
+        """Take a batch from the requests in line, each at its turn."""
+        batch = _Batch(self._aim)
+        may_grow = True
+        while self._line:
+            if self._serve(self._line[0], batch):
+                continue
+            rest = self._num_queued_tokens - batch.num_tokens
+            if not may_grow or rest > self._aim // _SMALL_REST:
+                break
+            batch.aim, may_grow = batch.num_tokens + rest, False
+        self._num_queued_tokens -= batch.num_tokens
+        return batch
+
+    def _serve(self, request: _Request, batch: _Batch) -> bool:
+        """Take of the first in line what its turn and the batch allow; say if there is room left.
+
+        A turn that a full batch interrupts goes on with the next batch.
+        """
+        if request.credit <= 0:  # its turn begins; a long pair may have overdrawn the last one
+            request.credit += request.max_tokens * len(self._threads)
+        while request.waiting and request.credit > 0:
+            if not batch.admits(request):
+                return False
+            request.credit -= batch.add(request)
+        if not request.waiting:
+            self._line.popleft()
+        elif request.credit <= 0:
+            self._line.rotate(-1)
+        return batch.num_tokens < batch.aim
+
+    def _score(self, slots: list[_Slot], forward: Forward) -> None:
         """Score one batch; where it fails, narrow down whose fault it is."""
-        slots = [(request, i) for request, i in slots if not request.future.done()]
+        slots = [slot for slot in slots if not slot.request.future.done()]
         if not slots:
             return
+        begin = time.perf_counter()
         try:
-            scores = self._forward([request.pairs[i] for request, i in slots])
+            scores = forward([slot.pair for slot in slots])
+            _check_count(scores, len(slots))
         except Exception as exc:  # noqa: BLE001  whatever it is belongs to a caller, not to this thread
-            self._recover(slots, exc)
+            self._recover(slots, exc, forward)
             return
-        for (request, i), score in zip(slots, scores, strict=True):
-            request.accept(i, score)
+        for request in self._accept(slots, scores, time.perf_counter() - begin):
+            request.answer()
 
-    def _recover(self, slots: list[_Slot], error: Exception) -> None:
+    def _accept(
+        self, slots: list[_Slot], scores: Sequence[float], seconds: float
+    ) -> list[_Request]:
+        """Keep a batch's scores; return the requests that these were the last of."""
+        complete = []
+        with self._arrival:
+            for (request, position, _), score in zip(slots, scores, strict=True):
+                request.scores[position] = score
+                request.num_missing -= 1
+                if not request.num_missing and not request.is_settled:
+                    request.is_settled = True
+                    complete.append(request)
+            done = self._done
+            self._done = replace(
+                done,
+                num_batches=done.num_batches + 1,
+                num_pairs=done.num_pairs + len(slots),
+                num_tokens=done.num_tokens + _num_tokens(slots),
+                busy_seconds=done.busy_seconds + seconds,
+            )
+        return complete
+
+    def _recover(self, slots: list[_Slot], error: Exception, forward: Forward) -> None:
         """Try halves when out of memory, else each request alone: one fails only itself."""
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             _release_cached_memory()
             if len(slots) > 1:
                 middle = len(slots) // 2
-                self._score_batch(slots[:middle])
-                self._score_batch(slots[middle:])
+                self._score(slots[:middle], forward)
+                self._score(slots[middle:], forward)
                 return
         parts = list(_by_request(slots))
         if len(parts) > 1:
             for part in parts:
-                self._score_batch(part)
+                self._score(part, forward)
             return
-        slots[0][0].fail(translate(error, num_tokens=_num_tokens(slots)))
+        request = slots[0].request
+        with self._arrival:
+            is_first, request.is_settled = not request.is_settled, True
+        if is_first:
+            request.fail(translate(error, num_tokens=_num_tokens(slots)))
+
+
+class _Lazy:
+    """A worker's function, opened by the worker's thread at its first batch."""
+
+    def __init__(self, open_worker: Callable[[], Forward]) -> None:
+        self._open_worker = open_worker
+        self._forward: Forward | None = None
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
+        if self._forward is None:
+            self._forward = self._open_worker()
+        return self._forward(pairs)
 
 
 def translate(error: Exception, *, num_tokens: int) -> Exception:
@@ -184,13 +434,19 @@ def translate(error: Exception, *, num_tokens: int) -> Exception:
     return translated
 
 
+def _check_count(scores: Sequence[float], num_pairs: int) -> None:
+    if len(scores) != num_pairs:
+        msg = f"it gave {len(scores)} scores for {num_pairs} pairs"
+        raise ValueError(msg)
+
+
 def _by_request(slots: list[_Slot]) -> Iterator[list[_Slot]]:
-    for owner in dict.fromkeys(request for request, _ in slots):
-        yield [(request, i) for request, i in slots if request is owner]
+    for owner in dict.fromkeys(slot.request for slot in slots):
+        yield [slot for slot in slots if slot.request is owner]
 
 
 def _num_tokens(slots: list[_Slot]) -> int:
-    return sum(len(request.pairs[i].token_ids) for request, i in slots)
+    return sum(len(slot.pair.token_ids) for slot in slots)
 
 
 def _release_cached_memory() -> None:

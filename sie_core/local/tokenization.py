@@ -2,7 +2,8 @@
 
 The tokenizer's own truncation is never used. It is a setting of the shared tokenizer object, so
 that one thread's maximum length would cut another thread's batch; ids are cut here instead, by
-the same rule (`longest_first`) as the tokenizers library has.
+the same rule (`longest_first`) as the tokenizers library has. Documents' ids are kept in a
+`TokenCache`: retrieval brings the same ones again and again.
 """
 
 from __future__ import annotations
@@ -13,34 +14,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sie_core.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
+from sie_core.local.token_cache import TokenCache
 
 Side = Literal["left", "right"]
+Int32s = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A query and a document as the model reads them, special tokens included."""
+    """A query and a document as the model reads them, special tokens included.
 
-    token_ids: list[int]
-    type_ids: list[int]
+    Attributes:
+        token_ids: Of both, int32; shared with the caches, so never to be written to.
+        num_first: How many of them have the type id 0; those behind them have 1.
+        is_truncated: Whether something was cut off.
+    """
+
+    token_ids: Int32s
+    num_first: int
     is_truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PairTemplate:
-    """The special tokens around a query and a document, and the type ids of each part."""
+    """The special tokens around a query and a document, and where the type ids change.
 
-    before: list[int]
-    between: list[int]
-    after: list[int]
-    query_type: int
-    document_type: int
-    before_types: list[int]
-    between_types: list[int]
-    after_types: list[int]
+    Attributes:
+        before: Special tokens before the query.
+        between: Those between query and document.
+        after: Those after the document.
+        num_first_special: How many of them, counted from the start, belong to the first type;
+            None where the tokenizer has one type only.
+    """
+
+    before: Int32s
+    between: Int32s
+    after: Int32s
+    num_first_special: int | None
 
     @property
     def num_special(self) -> int:
@@ -60,38 +75,51 @@ class PairTemplate:
             msg = "the model's tokenizer does not encode pairs: it is not a cross-encoder's"
             raise UnsupportedModelError(msg)
         query_at, document_at = sequences.index(0), sequences.index(1)
-        query_end = query_at + sequences.count(0)
-        document_end = document_at + sequences.count(1)
+        num_query, num_document = sequences.count(0), sequences.count(1)
+        query_end, document_end = query_at + num_query, document_at + num_document
         if query_end > document_at:
             msg = "the model's tokenizer puts the document before the query, which is unsupported"
             raise UnsupportedModelError(msg)
-        ids, types = sample.ids, sample.type_ids
+        ids = np.array(sample.ids, dtype=np.int32)
+        num_first = sample.type_ids.count(0)
+        num_second = len(ids) - num_first
+        is_split = query_end <= num_first <= document_at or num_second == 0
+        if sample.type_ids != [0] * num_first + [1] * num_second or not is_split:
+            msg = (
+                f"the model's tokenizer gives a pair the type ids {sample.type_ids}; supported "
+                "are zeros for the query, then ones for the document, or zeros for both"
+            )
+            raise UnsupportedModelError(msg)
         return cls(
             before=ids[:query_at],
             between=ids[query_end:document_at],
             after=ids[document_end:],
-            query_type=types[query_at],
-            document_type=types[document_at],
-            before_types=types[:query_at],
-            between_types=types[query_end:document_at],
-            after_types=types[document_end:],
+            num_first_special=num_first - num_query if num_second else None,
         )
 
 
 class PairTokenizer:
-    """Makes pairs of token ids. Safe to share between threads: nothing in it ever changes.
+    """Makes pairs of token ids. Safe to share between threads: only its cache ever changes.
 
     Args:
         tokenizer: A fast tokenizer; its truncation and padding are switched off for good.
         truncation_side: Which end of a text is cut.
+        cache: Keeps documents' ids; None makes one of the default size.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, truncation_side: Side = "right") -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        truncation_side: Side = "right",
+        cache: TokenCache | None = None,
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._truncation_side = truncation_side
         self.template = PairTemplate.of(tokenizer)
+        self.cache = TokenCache() if cache is None else cache
 
     @classmethod
     def load(cls, folder: Path) -> PairTokenizer:
@@ -111,37 +139,51 @@ class PairTokenizer:
         side = read_tokenizer_config(folder).get("truncation_side", "right")
         return cls(tokenizer, truncation_side="left" if side == "left" else "right")
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise each text without special tokens."""
+    def encode(self, texts: Sequence[str]) -> list[Int32s]:
+        """Tokenise each text without special tokens; the cache is neither asked nor filled."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def pair(self, query_ids: list[int], document_ids: list[int], max_length: int) -> Pair:
+    def encode_pairs(self, query: str, documents: Sequence[str], max_length: int) -> list[Pair]:
+        """Make a pair of the query and each document, of at most `max_length` tokens.
+
+        Only documents that the cache does not have are tokenised, all in one call, with the query.
+        """
+        known = self.cache.get_many(documents)
+        new = [text for text, ids in zip(documents, known, strict=True) if ids is None]
+        query_ids, *new_ids = self.encode([query, *new])
+        self.cache.put_many(new, new_ids)
+        coming = iter(new_ids)
+        document_ids = [next(coming) if ids is None else ids for ids in known]
+        return self._pair_each(query_ids, document_ids, max_length)
+
+    def pair(self, query_ids: Int32s, document_ids: Int32s, max_length: int) -> Pair:
         """Join a query and a document to at most `max_length` tokens."""
-        room = max_length - self.template.num_special
-        num_query, num_document = truncate_longest_first(len(query_ids), len(document_ids), room)
-        is_truncated = num_query < len(query_ids) or num_document < len(document_ids)
-        if is_truncated:
-            query_ids = self._cut(query_ids, num_query)
-            document_ids = self._cut(document_ids, num_document)
-        template = self.template
-        return Pair(
-            token_ids=[
-                *template.before,
-                *query_ids,
-                *template.between,
-                *document_ids,
-                *template.after,
-            ],
-            type_ids=[
-                *template.before_types,
-                *[template.query_type] * num_query,
-                *template.between_types,
-                *[template.document_type] * num_document,
-                *template.after_types,
-            ],
-            is_truncated=is_truncated,
-        )
+        [pair] = self._pair_each(query_ids, [document_ids], max_length)
+        return pair
+
+    def _pair_each(
+        self, query_ids: Int32s, all_document_ids: Sequence[Int32s], max_length: int
+    ) -> list[Pair]:
+        """Join a query and each document; what stands before a document is joined once."""
+        template, pairs = self.template, []
+        room = max_length - template.num_special
+        whole = np.concatenate((template.before, query_ids, template.between))
+        for document_ids in all_document_ids:
+            first, second = whole, document_ids
+            num_query, num_document = len(query_ids), len(document_ids)
+            is_truncated = num_query + num_document > room
+            if is_truncated:
+                num_query, num_document = truncate_longest_first(num_query, num_document, room)
+                second = self._cut(document_ids, num_document)
+                if num_query < len(query_ids):
+                    query = self._cut(query_ids, num_query)
+                    first = np.concatenate((template.before, query, template.between))
+            token_ids = np.concatenate((first, second, template.after))
+            split = template.num_first_special
+            num_first = len(token_ids) if split is None else split + num_query
+            pairs.append(Pair(token_ids, num_first, is_truncated))
+        return pairs
 
     def check_max_length(self, max_length: int, longest: int) -> None:
         """Raise InvalidRequestError unless a pair of `max_length` tokens can be made and read."""
@@ -154,7 +196,7 @@ class PairTokenizer:
             )
             raise InvalidRequestError(msg)
 
-    def _cut(self, ids: list[int], length: int) -> list[int]:
+    def _cut(self, ids: Int32s, length: int) -> Int32s:
         if self._truncation_side == "left":
             return ids[len(ids) - length :]
         return ids[:length]

@@ -36,6 +36,8 @@ class Client(Protocol):
 
     model: str
     counts_truncation: bool
+    tolerance: float
+    """How far scores of the same pair may be apart: half precision rounds more."""
 
     def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
         """Score with the backend's tiny model."""
@@ -80,7 +82,14 @@ class Local:
 
     def __init__(self, folder: Path, server: str) -> None:  # noqa: ARG002  others need it
         self.model = str(folder)
-        self.client: Any = LocalClient()
+        self.client: Any = self.make()
+
+    def make(self) -> LocalClient:
+        return LocalClient()
+
+    @property
+    def tolerance(self) -> float:
+        return tolerance_of(self.make())
 
     def score(self, query: str, items: Sequence[Item], **options: Any) -> Mapping[str, Any]:
         reply = self.client.score(self.model, Item(text=query), items, **options)
@@ -95,12 +104,23 @@ class Local:
             asyncio.run(self.awaited(closing))
 
 
+class LocalExact(Local):
+    """`LocalClient` in float32, with more workers than batches here."""
+
+    def make(self) -> LocalClient:
+        return LocalClient(mode="exact", num_threads=3)
+
+
 class LocalAsync(Local):
     """`LocalAsyncClient`."""
 
     def __init__(self, folder: Path, server: str) -> None:
         super().__init__(folder, server)
-        self.client = LocalAsyncClient(LocalClient())
+        self.client = LocalAsyncClient(self.make())
+
+
+class LocalExactAsync(LocalAsync, LocalExact):
+    """The same in float32."""
 
 
 class Remote(Local):
@@ -140,9 +160,17 @@ class ChainAsync(Local):
 NOWHERE = "http://127.0.0.1:9"
 """A port that nothing listens on."""
 
+
+def tolerance_of(client: LocalClient) -> float:
+    """Return behaviour 7's tolerance: 1e-4 in float32, 0.05 of a logit where more is rounded."""
+    return 1e-4 if client.describe().startswith("exact") else 0.05
+
+
 _CLIENTS = {
     "LocalClient": Local,
+    "LocalClient-exact": LocalExact,
     "LocalAsyncClient": LocalAsync,
+    "LocalAsyncClient-exact": LocalExactAsync,
     "SIEClient": Remote,
     "SIEAsyncClient": RemoteAsync,
     "FallbackClient": Chain,
@@ -156,6 +184,12 @@ def client(request: pytest.FixtureRequest, tiny_bert: Path, sie_server: str) -> 
     client = _CLIENTS[request.param](tiny_bert, sie_server)
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> float:
+    """How far scores of a pair may be apart in this machine's default mode."""
+    return tolerance_of(LocalClient())
 
 
 # --- components ----------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_1_scores_follow_ids_not_positions(client: Any) -> None:
     expected = by_id(client.score(QUERY, items(TEXTS)))
     shuffled = items(TEXTS)
     random.Random(3).shuffle(shuffled)
-    assert by_id(client.score(QUERY, shuffled)) == pytest.approx(expected, abs=1e-4)
+    assert by_id(client.score(QUERY, shuffled)) == pytest.approx(expected, abs=client.tolerance)
 
 
 def test_2_ties_keep_the_order_sent(client: Any) -> None:
@@ -88,7 +88,7 @@ def test_7_solo_batched_and_shared_scoring_agree(client: Any) -> None:
         thread.join()
     assert len(results) == 8
     for result in results:
-        assert result == pytest.approx(expected, abs=1e-4)
+        assert result == pytest.approx(expected, abs=client.tolerance)
 
 
 def test_8_truncation_is_counted(client: Any) -> None:
@@ -111,7 +111,9 @@ def test_12_copies_give_the_same_scores(client: Any) -> None:
     """Deepcopy and pickle make clients that work."""
     expected = by_id(client.score(QUERY, items(TEXTS)))
     for twin in (copy.deepcopy(client), pickle.loads(pickle.dumps(client))):
-        assert by_id(twin.score(QUERY, items(TEXTS))) == pytest.approx(expected, abs=1e-4)
+        assert by_id(twin.score(QUERY, items(TEXTS))) == pytest.approx(
+            expected, abs=client.tolerance
+        )
 
 
 @pytest.mark.parametrize("bad", [["bare"], [{"id": 3, "text": "a"}], [{"text": 5}]])

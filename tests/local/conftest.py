@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def make_pairs() -> MakePairs:
         has_types = shape.type_vocab_size > 1
         return [
             Pair(
-                dice.choices(tokens, k=length),
-                [int(i > length // 2 and has_types) for i in range(length)],
+                np.array(dice.choices(tokens, k=length), np.int32),
+                length // 2 + 1 if has_types else length,
                 is_truncated=False,
             )
             for length in lengths
@@ -79,7 +80,7 @@ def padded_logits() -> PaddedLogits:
             inputs["input_ids"][row, :length] = torch.tensor(pair.token_ids)
             inputs["attention_mask"][row, :length] = 1
             if "token_type_ids" in inputs:
-                inputs["token_type_ids"][row, :length] = torch.tensor(pair.type_ids)
+                inputs["token_type_ids"][row, pair.num_first : length] = 1
         with torch.no_grad():
             logits: torch.Tensor = model(**inputs).logits
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]

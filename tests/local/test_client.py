@@ -68,7 +68,8 @@ def test_scores_equal_transformers_own_forward(
 ) -> None:
     """Raw scores of mixed lengths, truncated and empty texts among them, agree within 1e-5."""
     folder = request.getfixturevalue(checkpoint)
-    result = LocalClient().score(str(folder), QUERY, items(TEXTS), options={"score_space": "raw"})
+    client = LocalClient(mode="exact")
+    result = client.score(str(folder), QUERY, items(TEXTS), options={"score_space": "raw"})
     expected = reference_logits(folder, QUERY["text"], TEXTS)[:, 0]
     got = torch.tensor([by_id(result)[f"d{i}"] for i in range(len(TEXTS))])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
@@ -78,10 +79,11 @@ def test_two_labels_score_the_probability_of_the_second(tiny_bert_two_labels: Pa
     """A two-label head gives softmax's probability of label 1, and its logit as raw score."""
     folder = str(tiny_bert_two_labels)
     expected = reference_logits(tiny_bert_two_labels, QUERY["text"], TEXTS).softmax(-1)[:, 1]
-    result = LocalClient().score(folder, QUERY, items(TEXTS))
+    client = LocalClient(mode="exact")
+    result = client.score(folder, QUERY, items(TEXTS))
     got = torch.tensor([by_id(result)[f"d{i}"] for i in range(len(TEXTS))])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
-    raw = LocalClient().score(folder, QUERY, items(TEXTS), options={"score_space": "raw"})
+    raw = client.score(folder, QUERY, items(TEXTS), options={"score_space": "raw"})
     logits = torch.tensor([by_id(raw)[f"d{i}"] for i in range(len(TEXTS))])
     torch.testing.assert_close(logits.sigmoid(), expected, atol=1e-5, rtol=0)
 
@@ -287,7 +289,7 @@ def test_scores_that_overflow_are_an_error_not_an_order(tiny_bert: Path, tmp_pat
 def test_half_precision_keeps_close_and_makes_no_ties(tiny_bert: Path) -> None:
     """bfloat16 bodies with float32 heads stay near float32 and give distinct scores."""
     texts = [f"berlin {word} museum" for word in ("the", "of", "and", "to", "in", "is", "was")]
-    exact = by_id(LocalClient().score(str(tiny_bert), QUERY, items(texts)))
+    exact = by_id(LocalClient(mode="exact").score(str(tiny_bert), QUERY, items(texts)))
     half = by_id(LocalClient(dtype="bfloat16").score(str(tiny_bert), QUERY, items(texts)))
     assert len(set(half.values())) == len(texts)
     assert max(abs(exact[i] - half[i]) for i in exact) < 0.25
@@ -304,7 +306,7 @@ def test_clients_share_one_loaded_model(tiny_bert: Path) -> None:
     first.close()
     assert len(REGISTRY.loaded()) == 1
     second.close()
-    assert REGISTRY.loaded() == []
+    assert REGISTRY.loaded() == {}
 
 
 @pytest.mark.usefixtures("released")
@@ -313,7 +315,7 @@ def test_release_unloads_and_the_next_call_loads_again(tiny_bert: Path) -> None:
     client = LocalClient()
     before = by_id(client.score(str(tiny_bert), QUERY, items(TEXTS)))
     assert client.release(str(tiny_bert)) == 1
-    assert not [t for t in threading.enumerate() if t.name.startswith("sie-dispatch")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("sie-worker")]
     assert by_id(client.score(str(tiny_bert), QUERY, items(TEXTS))) == before
 
 
@@ -401,7 +403,7 @@ def test_32_threads_get_their_own_scores(tiny_bert: Path, tiny_xlmr: Path) -> No
     def text(longest: int) -> str:
         return " ".join(generator.choices(words, k=generator.randrange(longest)))
 
-    client = LocalClient()
+    client = LocalClient(mode="exact", num_threads=3)
     calls = [
         (
             str(generator.choice([tiny_bert, tiny_bert, tiny_xlmr])),

@@ -17,7 +17,7 @@ from sie_core.local.tokenization import Pair
 
 def pack(lengths: list[int]) -> PackedBatch:
     """Pack pairs of these lengths, with tokens 7 of type 1."""
-    pairs = [Pair([7] * length, [1] * length, is_truncated=False) for length in lengths]
+    pairs = [Pair(np.full(length, 7, np.int32), 0, is_truncated=False) for length in lengths]
     return PackedBatch.of(pairs, position_offset=2)
 
 

@@ -83,10 +83,8 @@ def make_pairs(lengths: list[int], *, seed: int = 0) -> list[Pair]:
     rng = np.random.default_rng(seed)
     pairs = []
     for length in lengths:
-        ids = rng.integers(5, VOCAB_SIZE, length)
-        num_first = max(1, length // 3)
-        types = [0] * num_first + [1] * (length - num_first)
-        pairs.append(Pair(ids.tolist(), types, is_truncated=False))
+        ids = rng.integers(5, VOCAB_SIZE, length, dtype=np.int32)
+        pairs.append(Pair(ids, max(1, length // 3), is_truncated=False))
     return pairs
 
 
@@ -99,7 +97,8 @@ def reference(folder: Path, pairs: list[Pair]) -> np.ndarray:
         for pair in pairs:
             inputs = {"input_ids": torch.tensor([list(pair.token_ids)]).long()}
             if has_types:
-                inputs["token_type_ids"] = torch.tensor([pair.type_ids]).long()
+                types = [int(i >= pair.num_first) for i in range(len(pair.token_ids))]
+                inputs["token_type_ids"] = torch.tensor([types])
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
             logits = model(**inputs).logits[0]
             scores.append((logits[1] - logits[0] if len(logits) > 1 else logits[0]).item())
@@ -200,7 +199,7 @@ def test_one_bad_sequence_spoils_no_other(checkpoint: Make, kernels: str) -> Non
     save_file(tensors, path, metadata={"format": "pt"})
     pairs = make_pairs([20, 33, 47])
     expected = NativeWorker(load(folder, kernels))(pairs)
-    bad = Pair([4] * 21, [0] * 21, is_truncated=False)
+    bad = Pair(np.full(21, 4, np.int32), 21, is_truncated=False)
 
     worker = NativeWorker(load(folder, kernels))
     scores = worker([pairs[0], bad, *pairs[1:]])
@@ -220,7 +219,7 @@ def test_embeddings_are_read_in_the_file_s_own_format(
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
     tensors["bert.embeddings.word_embeddings.weight"][7, :3] = torch.tensor([3e-7, -0.0, 1e-4])
     save_file(tensors, path, metadata={"format": "pt"})
-    pairs = [*make_pairs(LENGTHS), Pair([7, 7, 8], [0, 0, 0], is_truncated=False)]
+    pairs = [*make_pairs(LENGTHS), Pair(np.array([7, 7, 8], np.int32), 3, is_truncated=False)]
 
     scores = NativeWorker(load(folder, kernels))(pairs)
 

@@ -21,13 +21,15 @@ class Holder:
 
 def key(model: str = "m") -> ModelKey:
     """Make a key."""
-    return ModelKey(model=model, revision=None, device=torch.device("cpu"), dtype=torch.float32)
+    cpu = torch.device("cpu")
+    return ModelKey(model, revision=None, devices=(cpu,), dtype=torch.float32, num_workers=1)
 
 
 def model(name: str = "m") -> LoadedModel:
     """Make a loaded model around a scheduler that does nothing; the encoder is not looked at."""
     encoder: Any = None
-    return LoadedModel(encoder, Scheduler(lambda pairs: [0.0] * len(pairs), name=name))
+    scheduler = Scheduler([lambda: lambda pairs: [0.0] * len(pairs)], name=name)
+    return LoadedModel(encoder, scheduler, "does nothing")
 
 
 def test_callers_who_arrive_together_load_once() -> None:
@@ -73,7 +75,7 @@ def test_a_model_stays_until_its_last_holder_drops_it() -> None:
     registry.drop(first)
     assert registry.acquire(key(), model, second).result(PATIENCE_SECONDS) is loaded
     registry.drop(second)
-    assert registry.loaded() == []
+    assert registry.loaded() == {}
 
 
 def test_a_holder_that_was_forgotten_does_not_keep_a_model() -> None:
@@ -83,7 +85,7 @@ def test_a_holder_that_was_forgotten_does_not_keep_a_model() -> None:
     del gone
     gc.collect()
     registry.drop(closing)
-    assert registry.loaded() == []
+    assert registry.loaded() == {}
 
 
 def test_release_unloads_one_model_or_all() -> None:
@@ -94,7 +96,7 @@ def test_release_unloads_one_model_or_all() -> None:
     assert registry.release("b") == 1
     assert [k.model for k in registry.loaded()] == ["a", "c"]
     assert registry.release() == 2
-    assert registry.loaded() == []
+    assert registry.loaded() == {}
 
 
 def test_release_while_loading_stops_the_model_when_it_is_there() -> None:
@@ -109,4 +111,4 @@ def test_release_while_loading_stops_the_model_when_it_is_there() -> None:
     assert registry.release() == 1
     may_load.set()
     assert loading.result(PATIENCE_SECONDS)
-    assert registry.loaded() == []
+    assert registry.loaded() == {}

@@ -43,9 +43,10 @@ def assert_same_as_transformers(
     for i, (query, document) in enumerate(pairs):
         query_ids, document_ids = tokenizer.encode([query, document])
         pair = tokenizer.pair(query_ids, document_ids, max_length)
-        assert pair.token_ids == expected["input_ids"][i], (query, document)
+        assert pair.token_ids.tolist() == expected["input_ids"][i], (query, document)
         if types is not None:
-            assert pair.type_ids == types[i], (query, document)
+            num_second = len(pair.token_ids) - pair.num_first
+            assert [0] * pair.num_first + [1] * num_second == types[i], (query, document)
 
 
 @pytest.fixture(params=["tiny_bert", "tiny_xlmr"])
@@ -170,3 +171,18 @@ def test_impossible_max_length_is_named(tiny_bert: Path, max_length: object) -> 
     tokenizer = PairTokenizer.load(tiny_bert)
     with pytest.raises(InvalidRequestError, match=r"from 5 to 128.*got"):
         tokenizer.check_max_length(max_length, 128)  # type: ignore[arg-type]
+
+
+def test_type_ids_of_another_form_are_refused(tiny_bert: Path) -> None:
+    """Types that are not zeros and then ones are shown: the engine would give others."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    raw = Tokenizer.from_file(str(tiny_bert / "tokenizer.json"))
+    raw.post_processor = TemplateProcessing(
+        single="[CLS] $A",
+        pair="[CLS]:2 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    with pytest.raises(UnsupportedModelError, match=r"type ids \[2, 0, 0, 1, 1\]"):
+        PairTokenizer(raw)

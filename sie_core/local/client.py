@@ -74,7 +74,7 @@ class LocalClient:
             of any size is taken. None means 16,777,216.
         token_cache_bytes: Bound on the token ids of documents that are kept for each model, so that
             the same documents need no tokenising again; 0 keeps none. All who use the model
-            share them; who names a size sets it. None leaves it as it is, 64 MiB at first.
+            share them; who names a size sets it. None leaves it as it is, 16 MiB at first.
         timeout_seconds: Bound on one whole call, loading included; None waits.
         revision: Branch, tag or commit of models on the hub.
         token: Hub token for gated models.

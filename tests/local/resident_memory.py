@@ -68,7 +68,8 @@ def main() -> int:
         gc.collect()
         sizes.append(resident_bytes())
         done = (tenth + 1) * given.calls // 10
-        print(f"after {done} calls: {sizes[-1] / 2**20:.1f} MiB ({sizes[-1] / sizes[0]:.3f})")
+        growth = sizes[-1] / sizes[0]
+        sys.stdout.write(f"after {done} calls: {sizes[-1] / 2**20:.1f} MiB ({growth:.3f})\n")
     return int(sizes[-1] > TOLERANCE * sizes[0])
 
 

@@ -287,7 +287,7 @@ class LocalClient:
         open_workers = [encoder.open_worker for encoder in encoders]
         if execution.devices[0].type == "cpu":
             open_workers = [_on_one_thread(open_workers[0])] * execution.num_workers
-        description = execution.describe()
+        description = f"{execution.describe()}, computed by {encoders[0].computed_by}"
         _logger.info("%s runs %s", model, description)
         scheduler = Scheduler(open_workers, name=model, min_batch_tokens=execution.min_batch_tokens)
         return LoadedModel(encoders[0], scheduler, description)

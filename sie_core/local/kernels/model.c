@@ -65,8 +65,8 @@ static void *allocate(size_t bytes) {
     return posix_memalign(&memory, 64, bytes ? bytes : 64) ? NULL : memory;
 }
 
-/* Of the feed-forward's inner activations, computed at a time: well within a core's cache. */
-#define UP_BLOCK_BYTES (512 << 10)
+/* Of the feed-forward's inner activations, computed at a time: they stay in a core's cache. */
+#define UP_BLOCK_SIZE (256 << 10)
 
 static float *copy_of(const float *from, size_t count) {
     float *to = allocate(count * sizeof *to);
@@ -307,8 +307,7 @@ static void finish_layer(const sie_workspace *w, const layer *l, int rows, const
     kernels->layer_norm(x, w->stride, rows, hidden, l->norm, l->norm_bias, model->config.epsilon,
                         activations, w->stride);
     /* A few rows at a time: what the first product writes is still in the cache for the second. */
-    const size_t row_bytes = intermediate * kernels->activation_bytes;
-    const int block = padded_rows(kernels, (int)(UP_BLOCK_BYTES / row_bytes) + 1);
+    const int block = padded_rows(kernels, UP_BLOCK_SIZE / intermediate + 1);
     for (int row = 0; row < rows; row += block) {
         const int count = rows - row < block ? rows - row : block;
         const size_t at = (size_t)row * w->stride;

@@ -8,7 +8,8 @@
 #   make format        format the code
 #   make test-slow     the tests marked slow
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
-#   make bench         measurements
+#   make bench         measurements, in under ten minutes
+#   make peers         the libraries that `make bench` then compares with
 #   make clean         remove what the above made
 #
 #   PYTHON=python3.12 make …        another interpreter for .venv
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow test-real-server check format bench clean
+.PHONY: setup fetch demo test test-checkout test-slow test-real-server check format bench peers clean
 
 setup: $(INSTALLED)
 
@@ -71,9 +72,28 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix -q .
 	$(BIN)/ruff format -q .
 
+# The quick forms; benchmarks/*.py without --quick give the figures of docs/performance.md.
+BENCH := .build/bench
 bench: fetch
-	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/startup.py --quick --json $(BENCH)/startup.json
 	@$(BIN)/python benchmarks/remote_overhead.py
+	@$(BIN)/python benchmarks/floor.py --quick --json $(BENCH)/floor.json
+	@$(BIN)/python benchmarks/scaling.py --quick --json $(BENCH)/scaling.json
+	@$(BIN)/python benchmarks/memory.py --quick --json $(BENCH)/memory.json
+	@$(BIN)/python benchmarks/order_kept.py --quick --json $(BENCH)/order_kept.json
+	@if [ -e $(PEERS)/.installed ]; then \
+	  $(BIN)/python benchmarks/vs_peers.py --quick --shapes mixed --json $(BENCH)/vs_peers.json; \
+	else echo "To compare with other libraries, run: make peers, then make bench again"; fi
+
+PEERS := .build/peers
+PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: benchmarks/requirements-peers.txt
+	$(call step,Making $(PEERS),$(PYTHON) -m venv $(PEERS))
+	$(call step,Installing torch,$(PEERS_PIP) install -q $(shell grep ^torch== benchmarks/requirements-peers.txt))
+	$(call step,Installing the other libraries,$(PEERS_PIP) install -q -r $<)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

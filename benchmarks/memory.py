@@ -1,76 +1,84 @@
-"""Does memory stay the same? Resident size after 1,000 and after 10,000 calls of random sizes.
+"""Whether memory grows with use: `python benchmarks/memory.py`.
 
-    python benchmarks/memory.py [--model FOLDER] [--calls 10000] [--threads 4]
-
-Every call has a query and documents that no other has, so caches turn over. Exits with 1 where the
-size has grown by more than 5% from a tenth of the calls to all of them.
+One client answers 10,000 calls of random sizes, each with texts that it has not seen; the resident
+memory after all of them is compared with that after the first thousand.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import random
 import sys
-import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sie_core import DEFAULT_MODEL, LocalClient
+from race import Ours
+from report import Report, add_arguments
+from workload import Corpus, Workload, checkpoint, mixed_lengths
 
-WORDS = ["berlin", "museum", "river", "city", "people", "capital", "tower", "python", "album"]
-TOLERANCE = 1.05
+MOST_DOCUMENTS = 24
+"""A call's number of documents is drawn so that each doubling is as likely as the next."""
+
+_MIB = 1024 * 1024
 
 
-def resident_bytes() -> int:
-    """Return the memory of this process that is in RAM."""
+def resident_mib() -> float:
+    """Return this process's resident memory."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
-def make_text(generator: random.Random, longest: int) -> str:
-    """Make a text that no other call has."""
-    words = generator.choices(WORDS, k=generator.randrange(1, longest))
-    return f"{generator.getrandbits(40):x} {' '.join(words)}"
+def calls(corpus: Corpus, num_calls: int) -> Iterator[Workload]:
+    """Draw calls of random sizes, one at a time."""
+    rng = random.Random(3)
+    for number in range(num_calls):
+        num_documents = round(MOST_DOCUMENTS ** rng.random())
+        yield corpus.of_lengths(mixed_lengths(rng, num_documents), f"memory {number}")
 
 
-def run_calls(client: LocalClient, model: str, count: int, seed: int) -> None:
-    """Score `count` times: mostly few documents, sometimes many."""
-    generator = random.Random(seed)
-    for _ in range(count):
-        num_items = min(60, int(generator.lognormvariate(1.2, 1.0)))
-        items = [{"text": make_text(generator, 60)} for _ in range(num_items)]
-        client.score(model, {"text": make_text(generator, 12)}, items)  # type: ignore[arg-type]
-
-
-def main() -> int:
-    """Run the calls, print the sizes, and say by the exit status whether they stayed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--calls", type=int, default=10_000)
-    parser.add_argument("--threads", type=int, default=4)
-    given = parser.parse_args()
-    # A small cache turns over within the first tenth; a large one would still be filling.
-    client = LocalClient(token_cache_bytes=2**20)
-    sizes = []
-    for tenth in range(10):
-        threads = [
-            threading.Thread(
-                target=run_calls,
-                args=(client, given.model, given.calls // 10 // given.threads, 100 * tenth + i),
+def main() -> None:
+    """Print the memory over the calls."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--model", default="MiniLM-L6")
+    parser.add_argument("--mode", default="fast")
+    parser.add_argument("--calls", type=int, help="default 10000, or 1000 with --quick")
+    arguments = parser.parse_args()
+    if not Path("/proc/self/statm").exists():
+        sys.exit("resident memory is read from /proc, which this system does not have")
+    num_calls = arguments.calls or (1_000 if arguments.quick else 10_000)
+    corpus = Corpus.load()
+    report = Report("memory", model=arguments.model, mode=arguments.mode)
+    before = resident_mib()
+    ours = Ours(arguments.mode, checkpoint(arguments.model))
+    rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    step = num_calls // 10
+    num_documents = 0
+    for number, workload in enumerate(calls(corpus, num_calls), 1):
+        ours.run(workload)
+        num_documents += len(workload.documents)
+        if number % step == 0:
+            rows.append(
+                {
+                    "calls": number,
+                    "documents": num_documents,
+                    "resident MiB": resident_mib(),
+                    "against the first tenth": resident_mib() / rows[0]["resident MiB"]
+                    if rows
+                    else 1.0,
+                    "seconds": time.perf_counter() - started,
+                }
             )
-            for i in range(given.threads)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        gc.collect()
-        sizes.append(resident_bytes())
-        done = (tenth + 1) * given.calls // 10
-        print(f"after {done} calls: {sizes[-1] / 2**20:.1f} MiB ({sizes[-1] / sizes[0]:.3f})")
-    return int(sizes[-1] > TOLERANCE * sizes[0])
+    report.add(f"resident memory; {before:.0f} MiB before the model was loaded", rows)
+    report.save(arguments.json)
+    ours.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

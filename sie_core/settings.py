@@ -90,8 +90,8 @@ CUDA_MIN_BATCH_TOKENS = 8192
 MAX_QUEUED_TOKENS = 2**24
 """Waiting for one model: 64 MiB of ids, and minutes of work on a CPU."""
 
-TOKEN_CACHE_BYTES = 64 * 2**20
-"""Texts and ids of about 30,000 passages, for each loaded model."""
+TOKEN_CACHE_BYTES = 16 * 2**20
+"""Texts and ids of about 15,000 passages, for each loaded model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

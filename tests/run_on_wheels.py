@@ -81,10 +81,10 @@ def install(wheels: list[Path]) -> str:
 
 
 def copy_tests() -> Path:
-    """Copy tests and examples to a folder from which the checkout is out of reach."""
+    """Copy tests and what they run to a folder from which the checkout is out of reach."""
     run_folder = BUILD / "run"
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("tests", "examples"):
+    for name in ("tests", "examples", "benchmarks"):
         shutil.copytree(ROOT / name, run_folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", run_folder)
     return run_folder

@@ -74,7 +74,7 @@ class LocalClient:
             of any size is taken. None means 16,777,216.
         token_cache_bytes: Bound on the token ids of documents that are kept for each model, so that
             the same documents need no tokenising again; 0 keeps none. All who use the model
-            share them; who names a size sets it. None leaves it as it is, 64 MiB at first.
+            share them; who names a size sets it. None leaves it as it is, 16 MiB at first.
         timeout_seconds: Bound on one whole call, loading included; None waits.
         revision: Branch, tag or commit of models on the hub.
         token: Hub token for gated models.
@@ -287,7 +287,7 @@ class LocalClient:
         open_workers = [encoder.open_worker for encoder in encoders]
         if execution.devices[0].type == "cpu":
             open_workers = [_on_one_thread(open_workers[0])] * execution.num_workers
-        description = execution.describe()
+        description = f"{execution.describe()}, computed by {encoders[0].computed_by}"
         _logger.info("%s runs %s", model, description)
         scheduler = Scheduler(open_workers, name=model, min_batch_tokens=execution.min_batch_tokens)
         return LoadedModel(encoders[0], scheduler, description)

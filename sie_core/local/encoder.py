@@ -77,6 +77,13 @@ class PairEncoder:
         """Return what the model's own configuration says its scores are."""
         return self.architecture.score_space
 
+    @property
+    def computed_by(self) -> str:
+        """Say what runs the forward pass: compiled kernels by their name, or torch."""
+        if isinstance(self._classifier, native.NativeClassifier):
+            return f"{self._classifier.kernels} kernels"
+        return "torch"
+
     def open_worker(self) -> Worker:
         """Return a function that scores batches, with buffers of its own.
 

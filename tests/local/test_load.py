@@ -258,7 +258,7 @@ def test_numbers_of_threads_give_the_same_scores(tiny_bert: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_after_10_000_calls_is_that_after_1_000(tiny_bert: Path) -> None:
     """Calls of random sizes, new texts in each, from four threads: within 5%."""
-    script = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+    script = Path(__file__).with_name("resident_memory.py")
     done = subprocess.run(
         [sys.executable, str(script), "--model", str(tiny_bert)],
         capture_output=True,

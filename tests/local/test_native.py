@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from sie_core.errors import InvalidRequestError
-from sie_core.local import native
+from sie_core.local import LocalClient, native
 from sie_core.local.architecture import Architecture
 from sie_core.local.bert import BertClassifier
 from sie_core.local.encoder import PairEncoder
@@ -26,6 +26,7 @@ from sie_core.local.tokenization import Pair
 from sie_core.local.weights import Weights
 from sie_core.local.worker import GroupedWorker
 from sie_core.models.sources import ModelFiles
+from sie_core.types import Item
 
 TOLERANCES = {"amx": 0.15, "amx-float32": 5e-5, "avx512": 5e-5, "avx2": 5e-5}
 """Of raw logits whose spread is about 1, by weights that amplify rounding."""
@@ -305,3 +306,18 @@ def test_the_library_is_used_where_it_can_be(checkpoint: Make) -> None:
     assert native.choose_kernels(architecture, torch.float32) == "amx-float32"
     assert native.choose_kernels(architecture, torch.float16) is None
     assert json.loads((files.folder / "config.json").read_text())["model_type"] == "bert"
+
+
+def test_what_computes_is_said(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`LocalClient.loaded` names the kernels, or torch where there are none for a model."""
+    folder = checkpoint()
+    for most in (None, "none"):
+        if most:
+            monkeypatch.setenv("SIE_MAX_CPU_ISA", most)
+        available = native.available_kernels()
+        client = LocalClient(mode="exact")
+        client.score(str(folder), Item(text="a"), [Item(text="b")])
+        (description,) = client.loaded().values()
+        best = next((name for name in available if name != "amx"), None)
+        assert description.endswith(f"by {best} kernels" if best else "by torch")
+        client.close()

@@ -3,11 +3,9 @@
  * The order of work in a run is the function `sie_score` below. Weights are copied when they are
  * set, so that the caller's may go, except for the embeddings, which stay where they are.
  */
-#define _GNU_SOURCE
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "kernels.h"
 
@@ -62,19 +60,13 @@ typedef struct {
     size_t memory_bytes;
 } sie_workspace;
 
-/* Large blocks begin at a huge page and ask for such: fewer misses of the address cache. */
 static void *allocate(size_t bytes) {
-    const size_t huge = 2 << 20;
     void *memory = NULL;
-    if (posix_memalign(&memory, bytes >= huge ? huge : 64, bytes ? bytes : 64)) return NULL;
-#ifdef MADV_HUGEPAGE
-    if (bytes >= huge) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-    return memory;
+    return posix_memalign(&memory, 64, bytes ? bytes : 64) ? NULL : memory;
 }
 
 /* Of the feed-forward's inner activations, computed at a time: well within a core's cache. */
-#define UP_BLOCK_BYTES (768 << 10)
+#define UP_BLOCK_BYTES (512 << 10)
 
 static float *copy_of(const float *from, size_t count) {
     float *to = allocate(count * sizeof *to);

@@ -225,7 +225,7 @@ class NativeClassifier:
         """Read what stands around the layers, in the order of `_OuterWeights`."""
         body = bert.body_name(self.architecture)
         dense, classifier = bert.head_names(self.architecture)
-        words = weights[f"{body}.embeddings.word_embeddings.weight"].contiguous()
+        words = weights.reopen()[f"{body}.embeddings.word_embeddings.weight"].contiguous()
         others = [
             f"{body}.embeddings.position_embeddings.weight",
             f"{body}.embeddings.token_type_embeddings.weight",
@@ -239,7 +239,7 @@ class NativeClassifier:
         is_readable = words.dtype in _WORD_FORMATS
         return [
             words if is_readable else words.float(),
-            *(_float(weights[name]) for name in others),
+            *(_float(weights[name]).clone() for name in others),
         ]
 
     def _set_layer(self, index: int, weights: Weights) -> None:

@@ -49,6 +49,7 @@ class Weights:
         self, files: ModelFiles, readers: Mapping[str, Callable[[], torch.Tensor]]
     ) -> None:
         self._files = files
+        self._allow_pickle = False
         self._readers = dict(readers)
         self._stored = {_modern_name(name): name for name in self._readers}
         self._is_bare = not any(name.startswith(_PREFIXES) for name in self._readers)
@@ -66,9 +67,19 @@ class Weights:
             ModelLoadError: A file is missing or is not what it claims to be.
         """
         try:
-            return cls(files, _find_readers(files, allow_pickle=allow_pickle))
+            weights = cls(files, _find_readers(files, allow_pickle=allow_pickle))
         except _READ_ERRORS as exc:
             raise _unreadable(files, exc) from exc
+        weights._allow_pickle = allow_pickle
+        return weights
+
+    def reopen(self) -> Weights:
+        """Map the files once more.
+
+        All tensors taken from one mapping keep the whole of it, with every page that was read.
+        What is to stay is taken from a mapping of its own, so that the rest can go.
+        """
+        return Weights.open(self._files, allow_pickle=self._allow_pickle)
 
     def __contains__(self, name: str) -> bool:
         return self._stored_name(name) is not None

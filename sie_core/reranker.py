@@ -27,8 +27,8 @@ from sie_core.ranking import (
     match_scores,
     rank,
 )
-from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Item, ScoreSpace, ScoringClient, Usage
+from sie_core.settings import DEFAULT_MODEL, check_mode
+from sie_core.types import AsyncScoringClient, Item, Mode, ScoreSpace, ScoringClient, Usage
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
 """`local`, `retrieval_order`, a server's address, or a client."""
@@ -78,8 +78,13 @@ class Reranker:
         wait_for_capacity: Remote: wait while the cluster starts a machine.
         timeout_seconds: Bound on one whole call, loading and retries included; None means 180 on
             a server, and no bound in-process.
-        device: In-process: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA if there, else CPU.
-        dtype: In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32.
+        device: In-process: `cuda`, `cuda:1`, `cpu`, `mps`, or a list of CUDA devices that share
+            the work; None means CUDA if there, else CPU.
+        mode: In-process: `exact` computes in float32, `fast` in half precision where that is
+            faster; `auto` is fast where that can be had.
+        dtype: In-process: `float32`, `float16`, `bfloat16`, instead of what the mode means.
+        num_threads: In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that
+            this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
         revision: In-process: branch, tag or commit of the model on the hub.
@@ -110,8 +115,10 @@ class Reranker:
         gpu: str | None = None,
         wait_for_capacity: bool = False,
         timeout_seconds: float | None = None,
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
+        mode: Mode = "auto",
         dtype: str | None = None,
+        num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
         revision: str | None = None,
@@ -122,11 +129,17 @@ class Reranker:
         check_score_threshold(score_threshold)
         check_score_space(score_space)
         check_timeout_seconds(timeout_seconds)
+        check_mode(mode, dtype)
         _check_text(model=model, instruction=instruction, base_url=base_url)
         is_given = client is not None or async_client is not None
         if is_given:
             _refuse_with_client(
-                base_url=base_url, timeout_seconds=timeout_seconds, device=device, dtype=dtype
+                base_url=base_url,
+                timeout_seconds=timeout_seconds,
+                device=device,
+                mode=None if mode == "auto" else mode,
+                dtype=dtype,
+                num_threads=num_threads,
             )
         self.model = model
         self.base_url = None if is_given else base_url or os.environ.get("SIE_BASE_URL") or None
@@ -143,7 +156,9 @@ class Reranker:
         self.batch_size = batch_size
         self._local_arguments = {
             "device": device,
+            "mode": mode,
             "dtype": dtype,
+            "num_threads": num_threads,
             "timeout_seconds": timeout_seconds,
             "revision": revision,
             "token": token,
@@ -231,7 +246,11 @@ class Reranker:
         """
         if not self._is_local or self._is_warm:
             return
-        self._open(is_async=False).score(self.model, Item(text="warm up"), [Item(text="warm up")])
+        client = self._open(is_async=False)
+        if isinstance(client, _CHAINS):
+            client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
+        else:
+            client.warm_up(self.model)
         self._is_warm = True
 
     async def awarm_up(self) -> None:

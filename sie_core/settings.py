@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sie_core.types import Mode
+from sie_core.errors import InvalidRequestError
+from sie_core.types import MODES, Mode
 
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L12-v2"
 """The reranker used where none is named: 33 M parameters, English, Apache-2.0."""
@@ -62,6 +63,16 @@ class EngineSettings:
     max_batch_tokens: int | None = None
     max_queued_tokens: int | None = None
     token_cache_bytes: int | None = None
+
+
+def check_mode(mode: Mode, dtype: str | None) -> None:
+    """Raise InvalidRequestError for an unknown mode, or one that a named format contradicts."""
+    if mode not in MODES:
+        msg = f"mode must be one of {', '.join(MODES)}, but got {mode!r}"
+        raise InvalidRequestError(msg)
+    if mode != "auto" and dtype is not None:
+        msg = f"mode={mode!r} and dtype={dtype!r} both decide the number format: give one of them"
+        raise InvalidRequestError(msg)
 
 
 CPU_MAX_BATCH_TOKENS = 1024

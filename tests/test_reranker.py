@@ -117,10 +117,20 @@ async def test_async_context_and_warm_up(tiny_bert: Path) -> None:
     """`awarm_up` loads the model before the first call; the context manager releases it."""
     from sie_core.local.registry import REGISTRY
 
-    async with Reranker(str(tiny_bert)) as reranker:
+    async with Reranker(str(tiny_bert), device="cpu", num_threads=2) as reranker:
         await reranker.awarm_up()
-        assert len(REGISTRY.loaded()) == 1
-    assert REGISTRY.loaded() == []
+        [loaded] = REGISTRY.loaded().values()
+        stats = loaded.scheduler.stats()
+        assert stats.num_batches == stats.num_workers == 2  # each worker has run
+    assert REGISTRY.loaded() == {}
+
+
+def test_how_the_model_runs_reaches_the_engine(tiny_bert: Path) -> None:
+    """Mode and number of threads are those of the client that is made."""
+    with Reranker(str(tiny_bert), mode="exact", num_threads=3) as reranker:
+        reranker.rerank("berlin", ["museum", "paris"])
+        client = reranker._open(is_async=False)
+        assert "mode='exact', dtype='float32', num_workers=3" in repr(client)
 
 
 def test_32_threads_on_one_reranker_get_their_solo_scores(tiny_bert: Path) -> None:
@@ -335,6 +345,10 @@ async def test_closing_from_inside_a_running_loop(sie_server: str) -> None:
         ({"timeout_seconds": 0}, "timeout_seconds must be a positive number"),
         ({"client": Recorder(), "device": "cpu"}, "device cannot be combined with a client"),
         ({"client": Recorder(), "base_url": "http://x"}, "base_url cannot be combined"),
+        ({"client": Recorder(), "mode": "fast"}, "mode cannot be combined with a client"),
+        ({"client": Recorder(), "num_threads": 2}, "num_threads cannot be combined"),
+        ({"mode": "quick"}, "mode must be one of auto, exact, fast, but got 'quick'"),
+        ({"mode": "exact", "dtype": "float32"}, "both decide the number format"),
     ],
 )
 def test_bad_constructor_arguments_are_named(arguments: dict[str, Any], complaint: str) -> None:

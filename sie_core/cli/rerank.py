@@ -33,6 +33,14 @@ class ScoreSpaceName(StrEnum):
     PROBABILITY = "probability"
 
 
+class ModeName(StrEnum):
+    """How exactly the model computes."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    FAST = "fast"
+
+
 def _remember_debug(ctx: typer.Context, *, value: bool) -> bool:
     ctx.meta[DEBUG] = value
     return value
@@ -184,16 +192,33 @@ def rerank(
     device: Annotated[
         str | None,
         typer.Option(
-            help="cuda, cuda:1, cpu or mps.",
+            help="cuda, cuda:1, cpu or mps. Several GPUs, such as cuda:0,cuda:1, share the work.",
             show_default="cuda if there, else cpu",
             rich_help_panel="This process",
         ),
     ] = None,
+    mode: Annotated[
+        ModeName,
+        typer.Option(
+            help="exact: float32. fast: half precision, where that is faster. auto: fast where it "
+            "can be had.",
+            rich_help_panel="This process",
+        ),
+    ] = ModeName.AUTO,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, float16 or bfloat16.",
-            show_default="float16 on cuda, else float32",
+            help="float32, float16 or bfloat16, instead of --mode.",
+            show_default="what the mode means",
+            rich_help_panel="This process",
+        ),
+    ] = None,
+    num_threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cores used on the CPU.",
+            show_default="SIE_NUM_THREADS, else all that this process may use",
             rich_help_panel="This process",
         ),
     ] = None,
@@ -250,8 +275,10 @@ def rerank(
         instruction=instruction,
         score_space=None if score_space is None else score_space.value,
         timeout_seconds=timeout,
-        device=device,
+        device=device.split(",") if device and "," in device else device,
+        mode=mode.value,
         dtype=dtype,
+        num_threads=num_threads,
         max_length=max_length,
         batch_size=batch_size,
     )

@@ -2,7 +2,7 @@
 
 This is the only package that imports torch or transformers. A query's way through it:
 `client` (checks, ids) → `registry` (one loaded model per process) → `tokenization` (ids, pairs)
-→ `scheduler` (merges callers) → `packing` (batches) → `encoder` (forward pass, scores).
+→ `scheduler` (fair turns, batches) → `packing` (one row) → `encoder` (forward pass, scores).
 """
 
 from __future__ import annotations

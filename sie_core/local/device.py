@@ -22,8 +22,9 @@ from sie_core.settings import (
     CUDA_MIN_BATCH_TOKENS,
     MAX_QUEUED_TOKENS,
     EngineSettings,
+    check_mode,
 )
-from sie_core.types import MODES, Mode
+from sie_core.types import Mode
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PROBE_GAIN = 1.2
@@ -162,17 +163,10 @@ def choose_dtype(mode: Mode, name: str | None, device: torch.device) -> tuple[to
     Raises:
         InvalidRequestError: Mode or format is unknown, both are named, or `fast` cannot be had.
     """
-    if mode not in MODES:
-        msg = f"mode must be one of {', '.join(MODES)}, but got {mode!r}"
-        raise InvalidRequestError(msg)
+    check_mode(mode, name)
     if name is not None:
         if name not in _DTYPES:
             msg = f"dtype must be one of {', '.join(_DTYPES)}, or None, but got {name!r}"
-            raise InvalidRequestError(msg)
-        if mode != "auto":
-            msg = (
-                f"mode={mode!r} and dtype={name!r} both decide the number format: give one of them"
-            )
             raise InvalidRequestError(msg)
         return _DTYPES[name], "as asked for"
     if mode == "exact":

@@ -3,8 +3,9 @@
 Every worker takes a batch as soon as it is free; nobody waits for company. What waits stands in a
 line of requests, served in turns (deficit round robin, Shreedhar and Varghese 1995): at its turn a
 request may use as many tokens as fill one batch of every worker, then it goes to the end of the
-line. A small request thus waits for one turn of each request before it, however large they are.
-See docs/decisions/0041-scheduling.md.
+line. A small request thus waits for one turn of each request before it, however large they are;
+and one that comes while a request is served that has had turns before goes ahead of it, once in
+each such turn. See docs/decisions/0041-scheduling.md.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Forward = Callable[[Sequence[Pair]], list[float]]
 """Scores one batch: one raw score per pair."""
 
 _SMALL_REST = 4
-"""A batch takes the rest of the queue along where that is less than this part of its aim."""
+"""A batch takes the rest of a request along where that is less than this part of its aim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,8 @@ class _Request:
         waiting: Positions of the pairs that no batch has yet; the longest is last.
         num_waiting_tokens: Tokens of those.
         credit: Tokens that it may still use at its turn.
+        has_had_turn: Whether a whole turn of it is over.
+        aim: Tokens of its batches where it went ahead of another: split over all workers.
         is_settled: Whether the future has, or is about to be given, its answer.
     """
 
@@ -75,6 +78,8 @@ class _Request:
     scores: list[float]
     num_missing: int
     credit: int = 0
+    has_had_turn: bool = False
+    aim: int | None = None
     is_settled: bool = False
     future: Future[list[float]] = field(default_factory=Future)
 
@@ -176,6 +181,7 @@ class Scheduler:
         self._line: deque[_Request] = deque()
         self._to_each: list[deque[_Request]] = [deque() for _ in range(num_workers)]
         self._num_queued_tokens = 0
+        self._has_yielded = False
         self._max_tokens = 0
         self._aim = 0
         self._threads: list[threading.Thread | None] = [None] * num_workers
@@ -211,8 +217,7 @@ class Scheduler:
         with self._arrival:
             self._check_room(request.num_waiting_tokens, max_queued_tokens)
             self._start_threads()
-            self._line.append(request)
-            self._num_queued_tokens += request.num_waiting_tokens
+            self._enqueue(request)
             self._max_tokens = max(max_tokens, self._max_tokens if len(self._line) > 1 else 0)
             num_batches = self._plan()
             self._aim = math.ceil(self._num_queued_tokens / num_batches)
@@ -267,6 +272,17 @@ class Scheduler:
         )
         raise QueueFullError(msg)
 
+    def _enqueue(self, request: _Request) -> None:
+        """Put a request at the end, or ahead of one that has had turns and has not yielded yet."""
+        self._num_queued_tokens += request.num_waiting_tokens
+        if not self._line or not self._line[0].has_had_turn or self._has_yielded:
+            self._line.append(request)
+            return
+        part = math.ceil(request.num_waiting_tokens / len(self._threads))
+        request.aim = max(part, self._min_batch_tokens)
+        self._line.appendleft(request)
+        self._has_yielded = True
+
     def _plan(self) -> int:
         """Return how many batches what waits should make: as many for each worker, none small."""
         num_tokens, num_workers = self._num_queued_tokens, len(self._threads)
@@ -319,13 +335,13 @@ class Scheduler:
 
     def _fill(self) -> _Batch:
         """Take a batch from the requests in line, each at its turn."""
-        batch = _Batch(self._aim)
+        batch = _Batch(min(self._aim, self._line[0].aim or self._aim))
         may_grow = True
         while self._line:
             if self._serve(self._line[0], batch):
                 continue
-            rest = self._num_queued_tokens - batch.num_tokens
-            if not may_grow or rest > self._aim // _SMALL_REST:
+            rest = self._line[0].num_waiting_tokens if self._line else 0
+            if not may_grow or rest > batch.aim // _SMALL_REST:
                 break
             batch.aim, may_grow = batch.num_tokens + rest, False
         self._num_queued_tokens -= batch.num_tokens
@@ -342,10 +358,12 @@ class Scheduler:
             if not batch.admits(request):
                 return False
             request.credit -= batch.add(request)
-        if not request.waiting:
-            self._line.popleft()
-        elif request.credit <= 0:
-            self._line.rotate(-1)
+        if request.has_had_turn:
+            self._has_yielded = False
+        request.has_had_turn = True
+        self._line.popleft()
+        if request.waiting:
+            self._line.append(request)
         return batch.num_tokens < batch.aim
 
     def _score(self, slots: list[_Slot], forward: Forward) -> None:

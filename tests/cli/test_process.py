@@ -59,15 +59,20 @@ def test_a_real_model_ranks_a_file(sie: Callable[..., Any], tiny_bert: Path, lin
 def test_the_model_options_reach_the_model(
     sie: Callable[..., Any], tiny_bert: Path, lines: Path
 ) -> None:
-    """Probabilities, a maximum length, an instruction, a batch size, and a device and dtype."""
+    """Probabilities, a maximum length, an instruction, a batch size, and how the model runs."""
     options = ["--score-space", "probability", "--max-length", "7", "--instruction", "the film"]
-    options += ["--batch-size", "1", "--device", "cpu", "--dtype", "float32", "--timeout", "100"]
+    options += ["--batch-size", "1", "--device", "cpu", "--mode", "exact", "--num-threads", "2"]
+    options += ["--timeout", "100"]
     finished = sie("rerank", lines, "-q", "people", "--model", tiny_bert, *options)
     assert finished.returncode == 0
     assert finished.stderr.startswith("note: 3 pairs")
     rows = [json.loads(line) for line in finished.stdout.splitlines()]
     with sie_core.Reranker(
-        str(tiny_bert), score_space="probability", max_length=7, instruction="the film"
+        str(tiny_bert),
+        score_space="probability",
+        max_length=7,
+        instruction="the film",
+        mode="exact",
     ) as reranker:
         ranking = reranker.rerank("people", DOCUMENTS)
     assert [row["score"] for row in rows] == pytest.approx(

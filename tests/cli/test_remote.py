@@ -246,6 +246,7 @@ def test_the_settings_of_a_server_reach_the_reranker(run_with: Run, sie_server: 
         "gpu": "l4",
         "wait_for_capacity": True,
         "timeout_seconds": 9.0,
+        "mode": "auto",
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sie_core import Reranker
+
 Run = Callable[..., Any]
 
 DOCUMENTS = ["bb", "", "dddd", "a"]
@@ -364,3 +366,30 @@ def test_a_device_is_written_to_and_not_replaced(run: Run, lines: Path) -> None:
     """`--out /dev/null` must not make a plain file of it."""
     assert run("rerank", lines, "-q", "x", "--out", "/dev/null").exit_code == 0
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("given", "device"), [("cpu", "cpu"), ("cuda:0,cuda:1", ["cuda:0", "cuda:1"])]
+)
+def test_how_the_model_runs_is_passed_on(
+    run_with: Callable[..., Any], client: Any, lines: Path, given: str, device: object
+) -> None:
+    """Devices separated by commas are a list; mode and number of threads go as they are."""
+    received: dict[str, Any] = {}
+
+    def make_reranker(model: str, **settings: Any) -> Reranker:
+        received.update(settings)
+        return Reranker(model, client=client)
+
+    options = ["--device", given, "--mode", "fast", "--num-threads", 3]
+    assert run_with(make_reranker, "rerank", lines, "-q", "cats", *options).exit_code == 0
+    assert received["device"] == device
+    assert (received["mode"], received["num_threads"]) == ("fast", 3)
+
+
+def test_an_unknown_mode_lists_the_modes(run: Run, lines: Path) -> None:
+    """The mistake is named before anything is read."""
+    finished = run("rerank", lines, "-q", "cats", "--mode", "quick")
+    assert finished.exit_code == 2
+    for word in ("quick", "auto", "exact", "fast"):
+        assert f"'{word}'" in finished.stderr

@@ -268,6 +268,7 @@ NON_DEFAULTS: dict[str, Any] = {
     "tokenizer_kwargs": {"model_max_length": 64},
     "batch_size": 2,
     "dtype": "bfloat16",
+    "num_threads": 2,
     "max_length": 64,
     "revision": "v2",
     "cache_dir": "/somewhere",
@@ -277,7 +278,8 @@ NON_DEFAULTS: dict[str, Any] = {
 def test_every_argument_survives_serialisation() -> None:
     """A new constructor argument must join in: the component is reloaded with nothing lost."""
     parameters = inspect.signature(SIERanker.__init__).parameters
-    assert set(NON_DEFAULTS) == set(parameters) - {"self", "timeout_s", "client", "async_client"}
+    left_out = {"self", "timeout_s", "client", "async_client", "mode"}  # mode excludes dtype
+    assert set(NON_DEFAULTS) == set(parameters) - left_out
     pipeline = Pipeline()
     pipeline.add_component("ranker", SIERanker(**NON_DEFAULTS))
     reloaded: Any = Pipeline.loads(pipeline.dumps()).get_component("ranker")
@@ -306,6 +308,20 @@ def test_paths_and_torch_dtypes_are_serialised_by_name(tmp_path: Path) -> None:
     parameters = ranker.to_dict()["init_parameters"]
     assert parameters["model"] == parameters["cache_dir"] == str(tmp_path)
     assert parameters["model_kwargs"] == {"torch_dtype": "bfloat16"}
+
+
+def test_the_mode_is_serialised() -> None:
+    """It cannot be given together with a dtype, so it stands alone here."""
+    ranker = SIERanker(mode="exact")
+    assert ranker.to_dict()["init_parameters"]["mode"] == "exact"
+    assert SIERanker.from_dict(ranker.to_dict()).mode == "exact"
+
+
+def test_several_gpus_are_serialised_as_a_list() -> None:
+    """A copy of the model on each of them; a tuple becomes what YAML has."""
+    ranker = SIERanker(device=("cuda:0", "cuda:1"))
+    assert ranker.to_dict()["init_parameters"]["device"] == ["cuda:0", "cuda:1"]
+    assert SIERanker.from_dict(ranker.to_dict()).device == ["cuda:0", "cuda:1"]
 
 
 def test_what_belongs_to_this_process_is_not_serialised(client: Any, async_client: Any) -> None:

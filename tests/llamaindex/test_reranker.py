@@ -413,8 +413,9 @@ NON_DEFAULTS: dict[str, Any] = {
     "instruction": "Find cities",
     "metadata_mode": MetadataMode.LLM,
     "keep_retrieval_score": True,
-    "device": "cpu",
+    "device": ["cuda:0", "cuda:1"],
     "dtype": "bfloat16",
+    "num_threads": 2,
     "max_length": 64,
     "batch_size": 2,
     "revision": "v2",
@@ -428,6 +429,7 @@ NOT_SERIALISED = {
     "api_key",
     "token",
     "callback_manager",
+    "mode",  # excludes dtype; has a test of its own
 }
 
 
@@ -446,6 +448,13 @@ def test_every_argument_survives_serialisation() -> None:
         assert {name: getattr(one, name) for name in NON_DEFAULTS} == NON_DEFAULTS
         assert one._reranker._remote_arguments["wait_for_capacity"] is True
     assert original.to_dict()["class_name"] == "SIENodePostprocessor"
+
+
+def test_the_mode_is_serialised() -> None:
+    """It cannot be given together with a dtype, so it stands alone here."""
+    original = SIENodePostprocessor(mode="exact")
+    assert SIENodePostprocessor.from_dict(original.to_dict()).mode == "exact"
+    assert SIENodePostprocessor.from_json(original.to_json()).mode == "exact"
 
 
 def test_a_fallback_with_clients_is_not_serialised(client: Any) -> None:

@@ -202,9 +202,10 @@ def test_what_was_chosen_is_logged_once_and_can_be_read(
         "exact on cpu: float32 (as mode='exact' asks for), 2 workers (of one thread each, as "
         "num_threads=2 asks for)"
     )
-    assert message == f"{tiny_bert} runs {description}"
+    computed_by = loaded_model(client).encoder.computed_by
     assert client.describe() == description
-    assert client.loaded() == {str(tiny_bert.resolve()): description}
+    assert message == f"{tiny_bert} runs {description}, computed by {computed_by}"
+    assert client.loaded() == {str(tiny_bert.resolve()): message.partition(" runs ")[2]}
     assert repr(client) == (
         "LocalClient(device='cpu', mode='exact', dtype='float32', num_workers=2)"
     )

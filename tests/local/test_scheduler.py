@@ -237,18 +237,33 @@ def test_the_tightest_limit_of_those_in_a_batch_holds(
 def test_a_small_request_is_served_within_a_batch_of_a_large_one(
     model: FakeModel, scheduler: Scheduler
 ) -> None:
-    """20 pairs that arrive while 10,000 run wait for at most one turn of those, then finish."""
+    """20 pairs that arrive while 10,000 run are the whole of the very next batch."""
     model.hold()
     large = scheduler.submit([pair(1, 10) for _ in range(10_000)], max_tokens=500)
     model.await_batches(1)
     model.step(5)
     small = scheduler.submit([pair(2, 10) for _ in range(20)], max_tokens=500)
-    before = len(model.batches)
-    model.step(3)
-    assert sum(batch.count(2) for batch in model.batches[before:]) == 20
+    model.step()
+    assert model.batches[-1] == [2] * 20
+    model.step()
     assert small.result(PATIENCE_SECONDS) == [2] * 20
     assert not large.done()
     large.cancel()
+
+
+def test_who_goes_ahead_is_split_over_all_workers(model: FakeModel, make: Make) -> None:
+    """Two workers with a large request: each takes half of a small one next."""
+    scheduler = make(2)
+    model.hold()
+    large = scheduler.submit([pair(1, 10) for _ in range(10_000)], max_tokens=500)
+    model.await_batches(2)
+    model.step(5)
+    small = scheduler.submit([pair(2, 10) for _ in range(20)], max_tokens=500)
+    model.step(2)
+    assert model.batches[-2:] == [[2] * 10] * 2
+    large.cancel()
+    model.let_go()
+    assert small.result(PATIENCE_SECONDS) == [2] * 20
 
 
 def test_large_requests_get_equal_shares(model: FakeModel, make: Make) -> None:

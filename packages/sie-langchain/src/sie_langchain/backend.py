@@ -20,7 +20,7 @@ from pydantic import (
 from sie_core.errors import InvalidRequestError
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
+from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
 
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
@@ -78,10 +78,17 @@ class SIEBackend(BaseModel):
     """Put before the query, for models trained with instructions."""
     score_space: ScoreSpace | None = None
     """`raw` logits or `probability`; None means what the model's own config says."""
-    device: str | None = Field(default=None, frozen=True)
-    """In-process: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA if there, else CPU."""
+    device: str | Sequence[str] | None = Field(default=None, frozen=True)
+    """In-process: `cuda`, `cuda:1`, `cpu`, `mps`, or a list of CUDA devices that share the work;
+    None means CUDA if there, else CPU."""
+    mode: Mode = Field(default="auto", frozen=True)
+    """In-process: `exact` computes in float32, `fast` in half precision where that is faster;
+    `auto` is fast where that can be had."""
     dtype: str | None = Field(default=None, frozen=True)
-    """In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32."""
+    """In-process: `float32`, `float16`, `bfloat16`, instead of what the mode means."""
+    num_threads: int | None = Field(default=None, frozen=True)
+    """In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that this process
+    may use."""
     max_length: int | None = Field(default=None, frozen=True)
     """Tokens per pair; None means the model's own maximum."""
     batch_size: int | None = Field(default=None, frozen=True)
@@ -155,7 +162,9 @@ class SIEBackend(BaseModel):
             wait_for_capacity=self.wait_for_capacity,
             timeout_seconds=self.timeout_seconds,
             device=self.device,
+            mode=self.mode,
             dtype=self.dtype,
+            num_threads=self.num_threads,
             max_length=self.max_length,
             batch_size=self.batch_size,
             revision=self.revision,

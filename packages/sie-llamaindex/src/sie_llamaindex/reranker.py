@@ -24,7 +24,7 @@ from sie_core.errors import InvalidRequestError
 from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
+from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
     from sie_core.ranking import Ranking
@@ -76,8 +76,13 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
             close, and is not serialised.
         async_client: The same for async calls; without one, a given `client` runs in a thread.
-        device: In-process: `cuda`, `cuda:1`, `cpu` or `mps`; None means CUDA if there, else CPU.
-        dtype: In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32.
+        device: In-process: `cuda`, `cuda:1`, `cpu`, `mps`, or a list of CUDA devices that share
+            the work; None means CUDA if there, else CPU.
+        mode: In-process: `exact` computes in float32, `fast` in half precision where that is
+            faster; `auto` is fast where that can be had.
+        dtype: In-process: `float32`, `float16`, `bfloat16`, instead of what the mode means.
+        num_threads: In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that
+            this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
         revision: Branch, tag or commit of the model on the hub.
@@ -108,8 +113,10 @@ class SIENodePostprocessor(BaseNodePostprocessor):
     keep_retrieval_score: bool = Field(description="Keep the retriever's score in metadata.")
     client: Any = Field(frozen=True, exclude=True, repr=False, description="Scoring client.")
     async_client: Any = Field(frozen=True, exclude=True, repr=False, description="For async.")
-    device: str | None = Field(frozen=True, description="Device of the in-process model.")
+    device: str | list[str] | None = Field(frozen=True, description="Device of the model.")
+    mode: Mode = Field(frozen=True, description="Exact or fast, in-process.")
     dtype: str | None = Field(frozen=True, description="Data type of the in-process model.")
+    num_threads: int | None = Field(frozen=True, description="Cores used on the CPU.")
     max_length: int | None = Field(frozen=True, description="Tokens per pair.")
     batch_size: int | None = Field(frozen=True, description="Pairs per forward pass.")
     revision: str | None = Field(frozen=True, description="Revision of the model on the hub.")
@@ -139,8 +146,10 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         keep_retrieval_score: bool = False,
         client: ScoringClient | None = None,
         async_client: AsyncScoringClient | None = None,
-        device: str | None = None,
+        device: str | Sequence[str] | None = None,
+        mode: Mode = "auto",
         dtype: str | None = None,
+        num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
         revision: str | None = None,
@@ -168,8 +177,10 @@ class SIENodePostprocessor(BaseNodePostprocessor):
             "keep_retrieval_score": keep_retrieval_score,
             "client": client,
             "async_client": async_client,
-            "device": device,
+            "device": device if device is None or isinstance(device, str) else list(device),
+            "mode": mode,
             "dtype": dtype,
+            "num_threads": num_threads,
             "max_length": max_length,
             "batch_size": batch_size,
             "revision": revision,
@@ -322,7 +333,9 @@ class SIENodePostprocessor(BaseNodePostprocessor):
             wait_for_capacity=self.wait_for_capacity,
             timeout_seconds=self.timeout_seconds,
             device=self.device,
+            mode=self.mode,
             dtype=self.dtype,
+            num_threads=self.num_threads,
             max_length=self.max_length,
             batch_size=self.batch_size,
             revision=self.revision,

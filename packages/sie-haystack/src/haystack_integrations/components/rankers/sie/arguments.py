@@ -51,12 +51,28 @@ def agreed(name: str, value: Any, other_name: str, other_value: Any) -> Any:
     return value
 
 
-def device_name(device: ComponentDevice | str | None) -> str | None:
-    """Name a device as torch does; only a single one can be meant."""
+Device = ComponentDevice | str | list[str] | None
+
+
+def plain_device(device: ComponentDevice | str | Sequence[str] | None) -> Device:
+    """Make a list of several names, so that the component can be serialised."""
+    if device is None or isinstance(device, ComponentDevice | str):
+        return device
+    return list(device)
+
+
+def device_name(device: Device) -> str | list[str] | None:
+    """Name a device as torch does; a `ComponentDevice` can only mean a single one.
+
+    Several in it are parts of one model, which is not what a list of names means: copies of it.
+    """
     if not isinstance(device, ComponentDevice):
         return device
     if device.has_multiple_devices:
-        msg = f"device must be a single device, but got {device!r}; a reranker runs on one"
+        msg = (
+            f"device must be a single device, but got {device!r}; for a copy of the model on each "
+            "of several GPUs give their names in a list"
+        )
         raise InvalidRequestError(msg)
     return device.to_torch_str()
 

@@ -19,6 +19,7 @@ from haystack_integrations.components.rankers.sie.arguments import (
     agreed,
     device_name,
     has_client,
+    plain_device,
     secret_value,
     translated,
     without_torch,
@@ -27,7 +28,7 @@ from sie_core.errors import InvalidRequestError
 from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, ScoreSpace, ScoringClient
+from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
     from sie_core.ranking import Ranking
@@ -70,8 +71,8 @@ class SIERanker:
             cannot be serialised.
         hedge_after_ms: Ask the next of them too where there is no answer after this time.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
-        device: In-process: a `ComponentDevice`, or `cuda`, `cuda:1`, `cpu` or `mps`; None means
-            CUDA if there, else CPU.
+        device: In-process: a `ComponentDevice`, or `cuda`, `cuda:1`, `cpu`, `mps`, or a list of
+            CUDA devices that share the work; None means CUDA if there, else CPU.
         token: Hub token for gated models, read when the component is made.
         query_prefix: Put before the query.
         query_suffix: Put after the query.
@@ -85,7 +86,11 @@ class SIERanker:
         model_kwargs: `dtype` (or `torch_dtype`) and `revision`, as other rankers take them.
         tokenizer_kwargs: `model_max_length`, the same as `max_length`.
         batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
-        dtype: In-process: `float32`, `float16`, `bfloat16`; None: float16 on CUDA, else float32.
+        mode: In-process: `exact` computes in float32, `fast` in half precision where that is
+            faster; `auto` is fast where that can be had.
+        dtype: In-process: `float32`, `float16`, `bfloat16`, instead of what the mode means.
+        num_threads: In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that
+            this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -111,7 +116,7 @@ class SIERanker:
         fallback: Fallback | Sequence[Fallback] | None = None,
         hedge_after_ms: float | None = None,
         wait_for_capacity: bool = False,
-        device: ComponentDevice | str | None = None,
+        device: ComponentDevice | str | Sequence[str] | None = None,
         token: Secret | None = _HUB_TOKEN,
         query_prefix: str = "",
         query_suffix: str = "",
@@ -125,7 +130,9 @@ class SIERanker:
         model_kwargs: Mapping[str, Any] | None = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
+        mode: Mode = "auto",
         dtype: str | None = None,
+        num_threads: int | None = None,
         max_length: int | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
@@ -144,7 +151,7 @@ class SIERanker:
         self.fallback = fallback
         self.hedge_after_ms = hedge_after_ms
         self.wait_for_capacity = wait_for_capacity
-        self.device = device
+        self.device = plain_device(device)
         self.token = token
         self.query_prefix = query_prefix
         self.query_suffix = query_suffix
@@ -158,7 +165,9 @@ class SIERanker:
         self.model_kwargs = without_torch(model_kwargs)
         self.tokenizer_kwargs = None if tokenizer_kwargs is None else dict(tokenizer_kwargs)
         self.batch_size = batch_size
+        self.mode = mode
         self.dtype = dtype
+        self.num_threads = num_threads
         self.max_length = max_length
         self.revision = revision
         self.cache_dir = None if cache_dir is None else str(cache_dir)
@@ -327,7 +336,9 @@ class SIERanker:
             wait_for_capacity=self.wait_for_capacity,
             timeout_seconds=self.timeout_seconds,
             device=device_name(self.device),
+            mode=self.mode,
             dtype=agreed("dtype", self.dtype, "model_kwargs", from_model.get("dtype")),
+            num_threads=self.num_threads,
             max_length=agreed(
                 "max_length",
                 self.max_length,

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from sie_core.local.layers import Linear
+from sie_core.local.packing import PackedBatch
+
+_MIN_BLOCKED_WINDOWS = 4
+"""Sequences longer than this many windows are attended to in blocks."""
+
+_MIN_BLOCK = 64
+"""Queries per block, at least: smaller products waste more than they save."""
 
 
 class Attention(Protocol):
@@ -66,37 +75,66 @@ class Attention(Protocol):
         ...
 
 
-class GroupedAttention:
-    """Attention with one call for each group of sequences of the same length.
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Neighbouring sequences of the same number of rows.
 
-    Args:
-        lengths: Tokens of each sequence. Equal ones should be neighbours.
+    Attributes:
+        members: Which sequences.
+        rows: Their rows, all of them.
+        count: How many sequences.
+        length: Rows of each.
+        is_token: Which rows are tokens and which padding; [count, length]. None if all are tokens.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self._lengths = lengths
+    members: slice
+    rows: slice
+    count: int
+    length: int
+    is_token: torch.Tensor | None
+
+    def view(self, x: torch.Tensor) -> torch.Tensor:
+        """View rows of [rows, …] as [count, length, …]."""
+        return x[self.rows].view(self.count, self.length, *x.shape[1:])
+
+
+class GroupedAttention:
+    """Attention with one call for each group of sequences of the same number of rows.
+
+    Args:
+        batch: Whose sequences. Those of the same number of rows should be neighbours.
+        device: Where it is computed.
+    """
+
+    def __init__(self, batch: PackedBatch, device: torch.device) -> None:
+        self._groups = list(_find_groups(batch, device))
+        self._device = device
+        self._end = int(batch.cu_seqlens[-1])
+        self._biases: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
     def full(self, qkv: torch.Tensor, *, window: int | None = None) -> torch.Tensor:
         """See `Attention.full`."""
-        total, _, num_heads, head_size = qkv.shape
-        out = qkv.new_empty((total, num_heads, head_size))
-        for rows, count, length in self._groups():
-            q, k, v = qkv[rows].view(count, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-            mask = None if window is None else _band(length, window, q.device)
-            attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            out[rows].view_as(attended.transpose(1, 2)).copy_(attended.transpose(1, 2))
+        out = torch.empty_like(qkv[:, 0])
+        out[self._end :] = 0  # rows of padding; what is computed from them has to be finite
+        for index, group in enumerate(self._groups):
+            q, k, v = group.view(qkv).permute(2, 0, 3, 1, 4)
+            if window is not None and group.length > _MIN_BLOCKED_WINDOWS * window:
+                attended = _attend_in_blocks(q, k, v, group.is_token, window)
+            else:
+                bias = self._bias(index, window, q.dtype)
+                attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            group.view(out).copy_(attended.transpose(1, 2))
         return out
 
     def first(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `Attention.first`."""
         out = torch.empty_like(query)
-        begin = 0
-        for rows, count, length in self._groups():
-            q = query[begin : begin + count, :, None]
-            k, v = (x[rows].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (key, value))
-            attended = nn.functional.scaled_dot_product_attention(q, k, v)
-            out[begin : begin + count] = attended[:, :, 0]
-            begin += count
+        for index, group in enumerate(self._groups):
+            q = query[group.members, :, None]
+            k, v = (group.view(x).transpose(1, 2) for x in (key, value))
+            bias = self._bias(index, None, q.dtype)
+            attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            out[group.members] = attended[:, :, 0]
         return out
 
     def first_unprojected(
@@ -115,12 +153,12 @@ class GroupedAttention:
         query = query.to(hidden.dtype) / math.sqrt(head_size)
         projected = torch.bmm(query.transpose(0, 1), key_weight).transpose(0, 1)
         means = torch.empty_like(projected)
-        begin = 0
-        for rows, count, length in self._groups():
-            x = hidden[rows].view(count, length, -1)
-            scores = torch.bmm(projected[begin : begin + count], x.transpose(1, 2))
-            torch.bmm(scores.float().softmax(-1).to(x.dtype), x, out=means[begin : begin + count])
-            begin += count
+        for group in self._groups:
+            x = group.view(hidden)
+            scores = torch.bmm(projected[group.members], x.transpose(1, 2)).float()
+            if group.is_token is not None:
+                scores.masked_fill_(~group.is_token[:, None, :], -math.inf)
+            torch.bmm(scores.softmax(-1).to(x.dtype), x, out=means[group.members])
         attended = torch.bmm(means.transpose(0, 1), value_weight.transpose(1, 2)).transpose(0, 1)
         if value.bias is not None:
             attended = attended + value.bias.to(hidden.dtype).view(num_heads, head_size)
@@ -128,19 +166,108 @@ class GroupedAttention:
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Attention.mean`."""
-        groups = [
-            rows[group].view(count, length, -1).float().mean(1)
-            for group, count, length in self._groups()
-        ]
-        return torch.cat(groups)
+        means = []
+        for group in self._groups:
+            x = group.view(rows).float()
+            if group.is_token is None:
+                means.append(x.mean(1))
+            else:
+                is_token = group.is_token[:, :, None]
+                means.append((x * is_token).sum(1) / is_token.sum(1))
+        return torch.cat(means)
 
-    def _groups(self) -> Iterator[tuple[slice, int, int]]:
-        """Yield the rows, the number and the length of neighbouring equally long sequences."""
-        begin = 0
-        for length, group in itertools.groupby(self._lengths):
-            count = sum(1 for _ in group)
-            yield slice(begin, begin + count * length), count, length
-            begin += count * length
+    def _bias(self, index: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return what is added to a group's scores, the same in every layer of its kind."""
+        if (index, window) not in self._biases:
+            group = self._groups[index]
+            self._biases[index, window] = _make_bias(group, window, dtype, self._device)
+        return self._biases[index, window]
+
+
+def _find_groups(batch: PackedBatch, device: torch.device) -> Iterator[_Group]:
+    sizes = np.diff(batch.cu_seqlens)
+    first = 0
+    for length, members in itertools.groupby(sizes.tolist()):
+        count = sum(1 for _ in members)
+        lengths = batch.lengths[first : first + count]
+        is_token = None
+        if lengths.min() < length:
+            is_token = torch.from_numpy(np.arange(length) < lengths[:, None]).to(device)
+        begin = int(batch.cu_seqlens[first])
+        yield _Group(
+            members=slice(first, first + count),
+            rows=slice(begin, begin + count * length),
+            count=count,
+            length=length,
+            is_token=is_token,
+        )
+        first += count
+
+
+def _make_bias(
+    group: _Group, window: int | None, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """Return what is added to scores; broadcasts to [count, heads, queries, keys]."""
+    is_token = None if group.is_token is None else group.is_token[:, None, None, :]
+    if window is None or group.length <= window + 1:
+        return None if is_token is None else _to_bias(is_token, dtype)
+    rows = torch.arange(group.length, device=device)
+    distances = (rows[:, None] - rows).abs()
+    is_seen = distances <= window
+    if is_token is not None:
+        is_seen = (is_seen & is_token) | (distances == 0)  # padding sees itself: see `_to_bias`
+    return _to_bias(is_seen, dtype)
+
+
+def _to_bias(is_seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return 0 where something is seen and -inf elsewhere; nowhere all -inf, which makes NaN."""
+    return torch.zeros_like(is_seen, dtype=dtype).masked_fill_(~is_seen, -math.inf)
+
+
+def _attend_in_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    is_token: torch.Tensor | None,
+    window: int,
+) -> torch.Tensor:
+    """Attend within a window in time linear in the length: each block of queries to its keys.
+
+    Args:
+        query: [count, heads, length, head size].
+        key: The same.
+        value: The same.
+        is_token: Which rows are tokens; [count, length]. None if all are.
+        window: A token sees those at most this far away.
+
+    Returns:
+        The same shape as `query`.
+    """
+    count, num_heads, length, head_size = query.shape
+    block = max(window, _MIN_BLOCK)
+    num_blocks = -(-length // block)
+    behind = num_blocks * block - length
+    span = block + 2 * window
+
+    def blocks_of_keys(x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.pad(x, (0, 0, window, window + behind)).unfold(2, span, block)
+        return x.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    q = nn.functional.pad(query, (0, 0, 0, behind)).view(count, num_heads, num_blocks, block, -1)
+    rows = torch.arange(block, device=query.device)[:, None]
+    keys = torch.arange(-window, block + window, device=query.device)
+    if is_token is None:
+        is_token = query.new_ones((1, length), dtype=torch.bool)
+    is_key = nn.functional.pad(is_token, (window, window + behind)).unfold(1, span, block)
+    is_near = (rows - keys).abs() <= window
+    # Rows behind the last token see themselves: see `_to_bias`.
+    is_seen = (is_near & is_key[:, :, None, :]) | (rows == keys)
+    bias = _to_bias(is_seen, query.dtype).expand(count, -1, -1, -1).flatten(0, 1)[:, None]
+    attended = nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2).flatten(0, 1), blocks_of_keys(key), blocks_of_keys(value), attn_mask=bias
+    )
+    attended = attended.view(count, num_blocks, num_heads, block, head_size).transpose(1, 2)
+    return attended.flatten(2, 3)[:, :, :length]
 
 
 class VarlenKernel(Protocol):
@@ -227,11 +354,3 @@ class VarlenAttention:
         return torch.segment_reduce(
             rows.float(), "mean", offsets=self._cu_seqlens, axis=0, unsafe=True
         )
-
-
-def _band(length: int, window: int, device: torch.device) -> torch.Tensor | None:
-    """Return the mask of what each token sees in a sliding window; None where that is all."""
-    if length <= window + 1:
-        return None
-    positions = torch.arange(length, device=device)
-    return (positions[:, None] - positions[None, :]).abs() <= window

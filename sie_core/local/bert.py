@@ -10,7 +10,7 @@ Each step can be called and timed by itself: `embed`, `layer` for all layers but
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -76,7 +76,7 @@ class BertClassifier:
 
     def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
         self._num_heads = architecture.num_heads
-        self._activation = ACTIVATIONS[architecture.hidden_act]
+        self._activation = architecture.hidden_act
         self._head_activation = ACTIVATIONS[architecture.head_act]
         self._dtype = placement.dtype
         self._residual_dtype = placement.residual_dtype
@@ -89,10 +89,12 @@ class BertClassifier:
         self._embedding_norm = LayerNorm.read(
             weights, f"{embeddings}.LayerNorm", eps, convert=placement.residual
         )
-        self._layers = [
-            _read_layer(f"{body}.encoder.layer.{index}", eps, weights, placement)
-            for index in range(architecture.num_layers)
-        ]
+        # All but the last layer, which runs on few rows and in parts, are packed when read.
+        *others, last = (
+            f"{body}.encoder.layer.{index}" for index in range(architecture.num_layers)
+        )
+        self._layers = [_packed(_read_layer(name, eps, weights, placement)) for name in others]
+        self._layers.append(_read_layer(last, eps, weights, placement))
         dense, classifier = head_names(architecture)
         self._dense = Linear.read(weights, dense, convert=placement.exact)
         self._classifier = Linear.read(weights, classifier, convert=placement.exact)
@@ -121,7 +123,7 @@ class BertClassifier:
         return self._embedding_norm(hidden)
 
     def layer(self, index: int, hidden: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """Run one layer for all tokens."""
+        """Run one layer for all tokens. The rows given are overwritten."""
         layer = self._layers[index]
         qkv = layer.qkv(hidden.to(self._dtype))
         attended = attention.full(qkv.view(len(qkv), _QKV, self._num_heads, -1))
@@ -144,11 +146,11 @@ class BertClassifier:
     def _finish(
         self, layer: BertLayer, hidden: torch.Tensor, attended: torch.Tensor
     ) -> torch.Tensor:
-        """Run what follows a layer's attention; needs no sequences."""
+        """Run what follows a layer's attention; needs no sequences. Overwrites `hidden`."""
         out = layer.attention_out(attended.flatten(1).to(self._dtype))
-        hidden = layer.attention_norm(hidden + out)
-        out = layer.down(self._activation(layer.up(hidden.to(self._dtype))))
-        return layer.norm(hidden + out)
+        hidden = layer.attention_norm(hidden.add_(out))
+        out = layer.down(layer.up.activated(hidden.to(self._dtype), self._activation))
+        return layer.norm(hidden.add_(out))
 
 
 def _read_layer(name: str, eps: float, weights: Weights, placement: Placement) -> BertLayer:
@@ -162,6 +164,16 @@ def _read_layer(name: str, eps: float, weights: Weights, placement: Placement) -
         up=Linear.read(weights, f"{name}.intermediate.dense", convert=weight),
         down=Linear.read(weights, f"{name}.output.dense", convert=weight),
         norm=LayerNorm.read(weights, f"{name}.output.LayerNorm", eps, convert=residual),
+    )
+
+
+def _packed(layer: BertLayer) -> BertLayer:
+    return replace(
+        layer,
+        qkv=layer.qkv.packed(),
+        attention_out=layer.attention_out.packed(),
+        up=layer.up.packed(),
+        down=layer.down.packed(),
     )
 
 

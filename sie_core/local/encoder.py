@@ -17,7 +17,7 @@ from sie_core.local.cuda import CudaRuntime, find_varlen_kernel
 from sie_core.local.layers import Placement
 from sie_core.local.tokenization import Pair, PairTokenizer
 from sie_core.local.weights import Weights
-from sie_core.local.worker import Classifier, GroupedWorker, VarlenWorker, Worker
+from sie_core.local.worker import Classifier, GroupedWorker, VarlenWorker, Worker, choose_rounding
 from sie_core.models.sources import ModelFiles
 from sie_core.types import ScoreSpace
 
@@ -95,7 +95,9 @@ class PairEncoder:
         device, dtype = self._placement.device, self._placement.dtype
         kernel = find_varlen_kernel(device, dtype, self.architecture)
         if kernel is None:
-            return GroupedWorker(self._classifier, self.architecture, device)
+            return GroupedWorker(
+                self._classifier, self.architecture, device, choose_rounding(self._placement)
+            )
         return VarlenWorker(self._classifier, self.architecture, kernel, CudaRuntime(device))
 
     def logits(self, pairs: Sequence[Pair]) -> list[float]:

@@ -5,6 +5,7 @@ All of it runs on packed rows: [total, width], whatever the number of sequences.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from sie_core.local.weights import Weights
 
 
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.sigmoid(1.702 * x)
+    return x.mul_(torch.sigmoid(1.702 * x))
 
 
 def _linear(x: torch.Tensor) -> torch.Tensor:
@@ -27,18 +28,21 @@ def _linear(x: torch.Tensor) -> torch.Tensor:
 
 
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": nn.functional.gelu,
-    "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_tanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
     "quick_gelu": _quick_gelu,
-    "relu": nn.functional.relu,
-    "silu": nn.functional.silu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "mish": nn.functional.mish,
-    "relu6": nn.functional.relu6,
+    "relu": torch.relu_,
+    "silu": partial(nn.functional.silu, inplace=True),
+    "tanh": torch.tanh_,
+    "sigmoid": torch.sigmoid_,
+    "mish": partial(nn.functional.mish, inplace=True),
+    "relu6": partial(nn.functional.relu6, inplace=True),
     "linear": _linear,
 }
-"""Functions of a tensor; those that transformers computes in several ways have one way here."""
+"""Functions that overwrite the tensor they are given: what they apply to is large and temporary.
+
+Those that transformers computes in several ways have one way here.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +144,86 @@ class Linear:
         """Project [total, in] to [total, out]."""
         return nn.functional.linear(x, self.weight, self.bias)
 
+    def activated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Project, and apply an activation function."""
+        return ACTIVATIONS[activation](self(x))
+
+    def packed(self) -> Linear:
+        """Return the same layer with its weights in the order that the CPU's products read them.
+
+        Without effect where torch has no such products. For layers that run on many rows.
+        """
+        if not (self.weight.device.type == "cpu" and _can_pack(self.weight.dtype)):
+            return self
+        return PackedLinear(_reorder(self.weight.contiguous()), self.bias)
+
     def part(self, index: int, count: int) -> Linear:
         """Return one of the `count` equal layers that were read as one."""
         bias = None if self.bias is None else self.bias.chunk(count)[index]
         return Linear(self.weight.chunk(count)[index], bias)
+
+
+class PackedLinear(Linear):
+    """A linear layer of oneDNN's, with its weights reordered once and the activation built in.
+
+    `nn.functional.linear` reorders half-precision weights in every call.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Project [total, in] to [total, out]."""
+        return _pointwise(x, self, "none", "")
+
+    def activated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Project, and apply an activation function."""
+        if activation not in _BUILT_IN:
+            return ACTIVATIONS[activation](self(x))
+        return _pointwise(x, self, *_BUILT_IN[activation])
+
+
+_BUILT_IN: dict[Activation, tuple[str, str]] = {
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}
+"""The activations that oneDNN applies to a product before it is written: name and algorithm."""
+
+
+def _pointwise(x: torch.Tensor, layer: PackedLinear, name: str, algorithm: str) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
+        x, layer.weight, layer.bias, name, [], algorithm
+    )
+    return out
+
+
+@functools.cache
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Tell whether products with reordered weights work here, by trying one.
+
+    They are what torch.compile emits, and not part of torch's interface: a later torch may do
+    without them. Float32 gains nothing by them, and would lose its mapped weights.
+    """
+    if dtype == torch.float32 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    x, weight = torch.ones(2, 32, dtype=dtype), torch.ones(16, 32, dtype=dtype)
+    try:
+        out = _pointwise(x, PackedLinear(_reorder(weight), None), "relu", "")
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(torch.equal(out, nn.functional.linear(x, weight)))
+
+
+def _reorder(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(  # noqa: SLF001
+        weight, _PACKED_FOR_ROWS
+    )
+    return packed
+
+
+_PACKED_FOR_ROWS = 1024
+"""The number of rows that weights are reordered for; others work as well."""
 
 
 def linear_shapes(

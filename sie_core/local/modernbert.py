@@ -11,7 +11,7 @@ Each step can be called and timed by itself: `embed`, `layer` for all layers but
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -74,31 +74,45 @@ class ModernBertLayer:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """The rotary embedding of a batch's positions: cosines and sines of [total, 1, 1, head size].
+    """The rotary embedding of a batch's positions, as complex numbers of length 1.
 
-    The sines of the first half are negative: they go with the second half of what is rotated
-    (Su et al. 2021, arXiv:2104.09864).
+    Rotating a pair of numbers by an angle is multiplying one complex number by another (Su et al.
+    2021, arXiv:2104.09864, section 3.4.2). The pairs that a checkpoint has in the two halves of a
+    head are neighbours here: see `_interleaved`.
+
+    Attributes:
+        factors: [rows, 1, 1, head size / 2].
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    factors: torch.Tensor
 
     @classmethod
     def of(cls, position_ids: torch.Tensor, *, head_size: int, theta: float) -> Self:
         """Compute it, in float32."""
-        halves = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_ids.device)
-        angles = position_ids[:, None].float() * (1.0 / theta ** (halves / head_size))
-        cos, sin = angles.cos(), angles.sin()
-        return cls(
-            torch.cat([cos, cos], dim=-1)[:, None, None, :],
-            torch.cat([-sin, sin], dim=-1)[:, None, None, :],
-        )
+        steps = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_ids.device)
+        angles = position_ids[:, None].float() * (1.0 / theta ** (steps / head_size))
+        return cls(torch.complex(angles.cos(), angles.sin())[:, None, None, :])
 
     def apply(self, x: torch.Tensor) -> None:
-        """Rotate [total, n, heads, head size] in place; computed in float32."""
-        exact = x.float()
-        swapped = exact.roll(x.shape[-1] // 2, dims=-1)
-        x.copy_(torch.addcmul(exact * self.cos, swapped, self.sin))
+        """Rotate [rows, n, heads, head size] in place; computed in float32."""
+        exact = x.float()  # x itself, where it is float32
+        torch.view_as_complex(exact.view(*x.shape[:-1], -1, 2)).mul_(self.factors)
+        if exact is not x:
+            x.copy_(exact)
+
+
+def _interleaved(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Put the first and the second half of every query and key head alternately.
+
+    Their products, which are all that is made of them, do not depend on the order.
+
+    Args:
+        qkv: A weight or bias; [3 * hidden, …].
+        num_heads: Heads of queries, and of keys and values.
+    """
+    query_key, value = qkv.tensor_split([2 * len(qkv) // _QKV])
+    halves = query_key.view(2 * num_heads, 2, -1, *qkv.shape[1:])
+    return torch.cat([halves.transpose(1, 2).flatten(0, 2), value])
 
 
 Rotations = dict[float, Rotation]
@@ -122,7 +136,10 @@ class ModernBertClassifier:
         self._words = placement.residual(weights["model.embeddings.tok_embeddings.weight"])
         read = _Reader(architecture, weights, placement)
         self._embedding_norm = read.norm("model.embeddings.norm")
-        self._layers = [read.layer(index) for index in range(architecture.num_layers)]
+        # All but the last layer, which may run on few rows and in parts, are packed when read.
+        last = architecture.num_layers - 1
+        self._layers = [_packed(read.layer(index)) for index in range(last)]
+        self._layers.append(read.layer(last))
         self._final_norm = read.norm("model.final_norm")
         exact = placement.exact
         self._dense = Linear.read(
@@ -218,8 +235,18 @@ class ModernBertClassifier:
         """Run what follows a layer's attention; needs no sequences."""
         hidden += layer.attention_out(attended.flatten(1))
         gated, gate = layer.up(layer.mlp_norm(hidden).to(self._dtype)).chunk(2, dim=-1)
-        hidden += layer.down(self._activation(gated) * gate)
+        hidden += layer.down(self._activation(gated).mul_(gate))
         return hidden
+
+
+def _packed(layer: ModernBertLayer) -> ModernBertLayer:
+    return replace(
+        layer,
+        qkv=layer.qkv.packed(),
+        attention_out=layer.attention_out.packed(),
+        up=layer.up.packed(),
+        down=layer.down.packed(),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +269,20 @@ class _Reader:
     def linear(self, name: str, *, has_bias: bool) -> Linear:
         return Linear.read(self.weights, name, convert=self.placement.weight, has_bias=has_bias)
 
+    def query_key_value(self, name: str) -> Linear:
+        linear = self.linear(name, has_bias=self.architecture.attention_bias)
+        bias, num_heads = linear.bias, self.architecture.num_heads
+        return Linear(
+            _interleaved(linear.weight, num_heads),
+            None if bias is None else _interleaved(bias, num_heads),
+        )
+
     def layer(self, index: int) -> ModernBertLayer:
         name = f"model.layers.{index}"
         attention_bias, mlp_bias = self.architecture.attention_bias, self.architecture.mlp_bias
         return ModernBertLayer(
             attention_norm=self.norm(f"{name}.attn_norm") if index else None,
-            qkv=self.linear(f"{name}.attn.Wqkv", has_bias=attention_bias),
+            qkv=self.query_key_value(f"{name}.attn.Wqkv"),
             attention_out=self.linear(f"{name}.attn.Wo", has_bias=attention_bias),
             mlp_norm=self.norm(f"{name}.mlp_norm"),
             up=self.linear(f"{name}.mlp.Wi", has_bias=mlp_bias),

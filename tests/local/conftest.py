@@ -23,7 +23,7 @@ PaddedLogits = Callable[[Path, "list[Pair]"], "torch.Tensor"]
 
 @pytest.fixture(scope="session")
 def load_encoder() -> LoadEncoder:
-    """A function that loads a folder for the CPU, in float32 or the `dtype` named."""
+    """A function that loads a folder for torch on the CPU, in float32 or the `dtype` named."""
 
     def load(folder: Path, dtype: str = "float32") -> PairEncoder:
         import torch
@@ -32,7 +32,9 @@ def load_encoder() -> LoadEncoder:
         from sie_core.models.sources import ModelFiles
 
         files = ModelFiles(name=folder.name, folder=folder, source="folder")
-        return PairEncoder.load(files, device=torch.device("cpu"), dtype=getattr(torch, dtype))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SIE_MAX_CPU_ISA", "none")
+            return PairEncoder.load(files, device=torch.device("cpu"), dtype=getattr(torch, dtype))
 
     return load
 

@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from sie_core.local import graphs
 from sie_core.local.cuda import find_varlen_kernel
-from sie_core.local.worker import VarlenWorker
+from sie_core.local.layers import Placement
+from sie_core.local.packing import Rounding
+from sie_core.local.worker import GroupedWorker, VarlenWorker, choose_rounding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,6 +198,30 @@ def test_memory_that_runs_out_is_given_back_and_scoring_recovers(
     assert (worker.num_graphs, runtime.num_releases) == (0, 1)
     is_full = False
     assert worker(pairs) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@pytest.mark.parametrize("rounding", [Rounding(length=16, total=128), Rounding(length=64)])
+def test_rounded_sizes_change_no_score(
+    request: pytest.FixtureRequest,
+    load_encoder: LoadEncoder,
+    make_pairs: MakePairs,
+    checkpoint: str,
+    rounding: Rounding,
+) -> None:
+    """Padding behind pairs and batches is seen by nobody, within windows and in means too."""
+    encoder = load_encoder(request.getfixturevalue(checkpoint))
+    worker = GroupedWorker(encoder._classifier, encoder.architecture, torch.device("cpu"), rounding)
+    pairs = make_pairs(encoder, [60, 40, 20, 128, 33, 31, 16, 7, 101, 65])
+    assert worker(pairs) == pytest.approx(encoder.logits(pairs), abs=5e-5)
+
+
+def test_only_sizes_that_cost_a_kernel_are_rounded() -> None:
+    """Float32 on the CPU is packed without a row of padding."""
+    cpu, mps = torch.device("cpu"), torch.device("mps")
+    assert choose_rounding(Placement(cpu, torch.float32)) == Rounding()
+    assert choose_rounding(Placement(cpu, torch.bfloat16)).length > 1
+    assert choose_rounding(Placement(mps, torch.float32)).length > 1
 
 
 def test_a_cpu_has_no_varlen_kernel(tiny_bert: Path, load_encoder: LoadEncoder) -> None:

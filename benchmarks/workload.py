@@ -16,13 +16,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sie_core.evaluation.datasets import Question, load_hotpotqa
 from sie_core.models.sources import resolve
 from sie_core.settings import DEFAULT_MODEL, SourceSettings
+
+if TYPE_CHECKING:
+    from sie_core.evaluation.datasets import Question
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / ".build" / "checkpoints"
 """Where the random checkpoints are kept."""
@@ -159,6 +161,9 @@ class Corpus:
     @classmethod
     def load(cls, *, num_questions: int = 400, seed: int = 1) -> Corpus:
         """Read HotpotQA, and the default model's tokenizer to count with."""
+        # Here, so that machines without the data set's dependencies can draw from other texts.
+        from sie_core.evaluation.datasets import load_hotpotqa
+
         tokenizer = Tokenizer.from_file(str(real_model_folder() / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()

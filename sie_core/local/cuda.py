@@ -126,6 +126,8 @@ class CudaRuntime:
         except BaseException:
             with contextlib.suppress(RuntimeError):
                 graph.capture_end()
+            # torch takes no new graph into a pool whose last graph is gone.
+            self._pool = torch.cuda.graph_pool_handle()
             raise
         graph.capture_end()
         return graph.replay
@@ -135,6 +137,6 @@ class CudaRuntime:
         self._stream.synchronize()
 
     def release_memory(self) -> None:
-        """Give back what is cached and what dropped graphs had."""
+        """Give back what is cached and what graphs had; to be called when all are dropped."""
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()

@@ -13,6 +13,7 @@ import torch
 
 from sie_core.local import bert, modernbert, native
 from sie_core.local.architecture import Architecture
+from sie_core.local.attention import VarlenKernel
 from sie_core.local.cuda import CudaRuntime, find_varlen_kernel
 from sie_core.local.layers import Placement
 from sie_core.local.tokenization import Pair, PairTokenizer
@@ -68,6 +69,11 @@ class PairEncoder:
         return cls(classifier, PairTokenizer.load(files.folder), architecture, placement)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Return the number format that the model's body computes in."""
+        return self._placement.dtype
+
+    @property
     def max_length(self) -> int:
         """Return the most tokens of a pair that the model reads."""
         return self.architecture.max_length
@@ -82,7 +88,7 @@ class PairEncoder:
         """Say what runs the forward pass: compiled kernels by their name, or torch."""
         if isinstance(self._classifier, native.NativeClassifier):
             return f"{self._classifier.kernels} kernels"
-        return "torch"
+        return "torch" if self._find_varlen_kernel() is None else "torch, by cumulative lengths"
 
     def open_worker(self) -> Worker:
         """Return a function that scores batches, with buffers of its own.
@@ -92,13 +98,16 @@ class PairEncoder:
         """
         if isinstance(self._classifier, native.NativeClassifier):
             return native.NativeWorker(self._classifier)
-        device, dtype = self._placement.device, self._placement.dtype
-        kernel = find_varlen_kernel(device, dtype, self.architecture)
+        device, kernel = self._placement.device, self._find_varlen_kernel()
         if kernel is None:
             return GroupedWorker(
                 self._classifier, self.architecture, device, choose_rounding(self._placement)
             )
         return VarlenWorker(self._classifier, self.architecture, kernel, CudaRuntime(device))
+
+    def _find_varlen_kernel(self) -> VarlenKernel | None:
+        placement = self._placement
+        return find_varlen_kernel(placement.device, placement.dtype, self.architecture)
 
     def logits(self, pairs: Sequence[Pair]) -> list[float]:
         """Score one batch with a worker that is kept for this: from one thread at a time."""

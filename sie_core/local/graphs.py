@@ -139,13 +139,19 @@ class GraphCache(Generic[_Graph]):
 
     Args:
         capture: Makes the graph of a bucket.
+        release: Gives back the memory of graphs, once all of them are dropped.
         max_graphs: How many are kept.
     """
 
     def __init__(
-        self, capture: Callable[[Bucket], _Graph], *, max_graphs: int = MAX_GRAPHS
+        self,
+        capture: Callable[[Bucket], _Graph],
+        release: Callable[[], None],
+        *,
+        max_graphs: int = MAX_GRAPHS,
     ) -> None:
         self._capture = capture
+        self._release = release
         self._max_graphs = max_graphs
         self._graphs: OrderedDict[Bucket, _Graph] = OrderedDict()
         self._seen: OrderedDict[Bucket, None] = OrderedDict()
@@ -179,6 +185,7 @@ class GraphCache(Generic[_Graph]):
         """Give all graphs up; buckets are captured anew when they are used twice again."""
         self._graphs.clear()
         self._seen.clear()
+        self._release()
 
     def _is_second_use(self, bucket: Bucket) -> bool:
         if bucket in self._seen:

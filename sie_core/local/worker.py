@@ -152,7 +152,7 @@ class VarlenWorker:
         self._architecture = architecture
         self._kernel = kernel
         self._runtime = runtime
-        self._graphs = GraphCache(self._capture)
+        self._graphs = GraphCache(self._capture, runtime.release_memory)
         self._row = runtime.host_row(0)
         self._scores = runtime.host_row(0)
 
@@ -169,7 +169,6 @@ class VarlenWorker:
                 return self._score(batch)
         except torch.OutOfMemoryError:
             self._graphs.clear()
-            self._runtime.release_memory()
             raise
 
     def _score(self, batch: PackedBatch) -> list[float]:

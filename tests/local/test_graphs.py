@@ -63,10 +63,14 @@ def test_few_buckets_serve_all_sizes() -> None:
     assert len(sizes) < 10
 
 
+def nothing() -> None:
+    """Release nothing."""
+
+
 def test_a_graph_is_captured_at_the_second_use_and_used_from_then_on() -> None:
     """What is used once is not captured."""
     captured: list[Bucket] = []
-    cache = GraphCache(lambda bucket: captured.append(bucket) or len(captured))
+    cache = GraphCache(lambda bucket: captured.append(bucket) or len(captured), nothing)
     small, large = Bucket(64, 16, 128), Bucket(128, 16, 128)
     assert [cache.get(small), cache.get(large)] == [None, None]
     assert [cache.get(small), cache.get(small)] == [1, 1]
@@ -75,7 +79,7 @@ def test_a_graph_is_captured_at_the_second_use_and_used_from_then_on() -> None:
 
 def test_the_least_recently_used_graph_goes_first() -> None:
     """No more graphs are kept than allowed, and neither are names of buckets."""
-    cache = GraphCache(lambda bucket: bucket.num_tokens, max_graphs=2)
+    cache = GraphCache(lambda bucket: bucket.num_tokens, nothing, max_graphs=2)
     buckets = [Bucket(64 * i, 16, 128) for i in range(1, 6)]
     for bucket in buckets[:2]:
         cache.get(bucket)
@@ -100,12 +104,13 @@ def test_without_memory_graphs_are_given_up_and_scoring_goes_on() -> None:
             raise torch.OutOfMemoryError
         return bucket.num_tokens
 
-    cache = GraphCache(capture)
+    releases: list[int] = []
+    cache = GraphCache(capture, lambda: releases.append(len(cache)))
     small, large = Bucket(64, 16, 128), Bucket(128, 16, 128)
     assert [cache.get(small), cache.get(small)] == [None, 64]
     is_full = True
     assert [cache.get(large), cache.get(large)] == [None, None]
-    assert len(cache) == 0
+    assert releases == [0]
     is_full = False
     assert [cache.get(large), cache.get(large)] == [None, 128]
 
@@ -119,7 +124,7 @@ def test_a_device_that_cannot_capture_is_asked_once(caplog: pytest.LogCaptureFix
         msg = "operation not permitted when stream is capturing"
         raise RuntimeError(msg)
 
-    cache = GraphCache(capture)
+    cache = GraphCache(capture, nothing)
     with caplog.at_level(logging.WARNING, logger="sie_core"):
         for _ in range(3):
             assert cache.get(Bucket(64, 16, 128)) is None

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sie_core.local import graphs
+from sie_core.local import cuda, graphs
 from sie_core.local.cuda import find_varlen_kernel
 from sie_core.local.layers import Placement
 from sie_core.local.packing import Rounding
@@ -229,3 +229,42 @@ def test_a_cpu_has_no_varlen_kernel(tiny_bert: Path, load_encoder: LoadEncoder) 
     architecture = load_encoder(tiny_bert).architecture
     for name, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
         assert find_varlen_kernel(torch.device(name), dtype, architecture) is None
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_torchs_kernel_takes_what_it_is_given(window: int | None) -> None:
+    """Arguments and shapes, on tensors without data: the kernel itself needs a GPU."""
+    kernel = cuda._torch_kernel(needs_windows=window is not None)
+    if kernel is None:
+        pytest.skip("this torch has no such kernel")
+    query = torch.empty(3, 4, 8, dtype=torch.float16, device="meta")
+    rows = torch.empty(20, 3, 4, 8, dtype=torch.float16, device="meta")
+    cu_seqlens = torch.empty(4, dtype=torch.int32, device="meta")
+    attended = kernel(
+        query,
+        rows[:, 0],
+        rows[:, 1],
+        cu_seqlens=(cu_seqlens, cu_seqlens),
+        max_lengths=(1, 10),
+        window=window,
+    )
+    assert attended.shape == query.shape
+
+
+@pytest.mark.parametrize("has_windows", [True, False])
+def test_kernels_are_told_of_windows_where_they_know_them(*, has_windows: bool) -> None:
+    """That of torch knew none at first: a model with windows then looks elsewhere."""
+    given: dict[str, object] = {}
+
+    def function(*arguments: object, **options: object) -> torch.Tensor:
+        given.update(options)
+        assert len(arguments) == 7
+        return torch.empty(0)
+
+    kernel = cuda._adapted(function, has_windows=has_windows)
+    x, cu_seqlens = torch.empty(0), torch.empty(0)
+    kernel(x, x, x, cu_seqlens=(cu_seqlens, cu_seqlens), max_lengths=(1, 1), window=None)
+    assert given == ({"window_size": (-1, -1)} if has_windows else {})
+    if has_windows:
+        kernel(x, x, x, cu_seqlens=(cu_seqlens, cu_seqlens), max_lengths=(1, 1), window=64)
+        assert given == {"window_size": (64, 64)}

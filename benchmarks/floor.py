@@ -20,14 +20,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from agreement import Agreement
-from race import Ours, race, reference
+from race import open_modes, race, reference
 from report import Report, add_arguments
 from workload import MODELS, Corpus, Workload, checkpoint
 
 ROWS = (256, 512, 1024, 2048)
 """Tokens of the products that rates are measured with; the best counts."""
 
-REPEATS = 5
+REPEATS = 4
 DTYPES = {"fast": "bfloat16", "exact": "float32"}
 _MS_PER_SECOND = 1000
 
@@ -178,7 +178,7 @@ def rows_of(
     configuration, folder = MODELS[model], checkpoint(model)
     layers = linears(configuration)
     workloads = [corpus.mixed(number) for number in range(num_rounds)]
-    ours = [Ours(mode, folder) for mode in DTYPES]
+    ours = open_modes(list(DTYPES), folder)
     times: dict[str, list[tuple[float, Workload]]] = {contender.name: [] for contender in ours}
     scores = {}
     with reference(folder) as truth:
@@ -186,13 +186,14 @@ def rows_of(
     for contender in ours:
         contender.run(corpus.mixed(-1))
     for workload in workloads:
-        for dtype in DTYPES.values():
+        for dtype in (DTYPES[contender.mode] for contender in ours):
             rates.add(dtype, layers, cores.rates(dtype, layers))
         for name, laps in race(ours, [workload]).items():
             times[name].append((laps.times[0], workload))
             scores.setdefault(name, laps.first_scores)
     rows = []
-    for contender, dtype in zip(ours, DTYPES.values(), strict=True):
+    for contender in ours:
+        dtype = DTYPES[contender.mode]
         own = sorted(times[contender.name], key=lambda item: item[0])
         ms, workload = own[len(own) // 2]
         floor_ms = _MS_PER_SECOND * rates.floor_seconds(dtype, configuration, workload.num_tokens)
@@ -226,9 +227,9 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--rounds", type=int, help="default 7, or 3 with --quick")
+    parser.add_argument("--rounds", type=int, help="default 7, or 2 with --quick")
     arguments = parser.parse_args()
-    num_rounds = arguments.rounds or (3 if arguments.quick else 7)
+    num_rounds = arguments.rounds or (2 if arguments.quick else 7)
     report = Report("floor", rows=ROWS)
     corpus, cores, rates = Corpus.load(), Cores(), Rates()
     rows = []

@@ -46,7 +46,7 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--model", default="MiniLM-L6")
-    parser.add_argument("--mode", default="fast")
+    parser.add_argument("--mode", default="auto")
     parser.add_argument("--calls", type=int, help="default 10000, or 1000 with --quick")
     arguments = parser.parse_args()
     if not Path("/proc/self/statm").exists():

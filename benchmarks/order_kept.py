@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agreement import Agreement
-from race import Ours, reference
+from race import open_modes, reference
 from report import Report, add_arguments
 from workload import Workload, real_model_folder
 
@@ -75,16 +75,15 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--modes", nargs="+", default=["exact", "fast"])
-    parser.add_argument("--questions", type=int, help="default 300, or 60 with --quick")
+    parser.add_argument("--questions", type=int, help="default 300, or 40 with --quick")
     arguments = parser.parse_args()
-    num_questions = arguments.questions or (60 if arguments.quick else 300)
+    num_questions = arguments.questions or (40 if arguments.quick else 300)
     questions = load_hotpotqa(num_questions)
     folder = real_model_folder()
     report = Report("order_kept", questions=num_questions)
     with reference(folder) as truth:
         scores = {REFERENCE: score_all(truth, questions)}
-    for mode in arguments.modes:
-        ours = Ours(mode, folder)
+    for ours in open_modes(arguments.modes, folder):
         scores[ours.name] = score_all(ours.run, questions)
         ours.close()
     pairs = sum(len(question.paragraphs) for question in questions)

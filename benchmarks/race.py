@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self
 
 from workload import Workload
 
+from sie_core.errors import InvalidRequestError
 from sie_core.local import LocalClient
 from sie_core.types import Item
 
@@ -58,11 +59,13 @@ class Ours:
         folder: The model's.
 
     Attributes:
+        mode: As asked for.
         client: The client.
         model: What it is asked to score with.
     """
 
     def __init__(self, mode: str, folder: Path) -> None:
+        self.mode = mode
         self.name = f"sie {mode}"
         logging.getLogger("sie_core").setLevel(logging.ERROR)  # long texts are meant to be cut
         self.client = LocalClient(mode=mode)
@@ -81,6 +84,17 @@ class Ours:
     def close(self) -> None:
         """Unload the model."""
         self.client.close()
+
+
+def open_modes(modes: Sequence[str], folder: Path) -> list[Ours]:
+    """Open a contender for each mode; one that this machine has not is left out, and named."""
+    opened = []
+    for mode in modes:
+        try:
+            opened.append(Ours(mode, folder))
+        except InvalidRequestError as exc:
+            print(exc)
+    return opened
 
 
 class Child:

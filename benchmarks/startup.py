@@ -193,14 +193,14 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument("--model", default="MiniLM-L12")
-    parser.add_argument("--rounds", type=int, help="default 7, or 3 with --quick")
+    parser.add_argument("--rounds", type=int, help="default 7, or 2 with --quick")
     parser.add_argument("--peers", type=Path, default=PEERS_PYTHON, metavar="PYTHON")
     arguments = parser.parse_args()
-    num_rounds = arguments.rounds or (3 if arguments.quick else 7)
+    num_rounds = arguments.rounds or (2 if arguments.quick else 7)
     report = Report("startup", model=arguments.model, purelib=sysconfig.get_path("purelib"))
     report.add(f"imports, medians of {num_rounds} fresh interpreters", import_rows(num_rounds))
     ours = Path(sys.executable)
-    starters = [Starter(f"sie {mode}", ours, OURS, (mode,)) for mode in ("auto", "fast", "exact")]
+    starters = [Starter(f"sie {mode}", ours, OURS, (mode,)) for mode in ("auto", "exact")]
     if arguments.peers.exists():
         starters.append(Starter("sentence-transformers", arguments.peers, THEIRS))
     else:

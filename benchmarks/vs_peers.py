@@ -27,14 +27,25 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agreement import Agreement
-from families import Family, families
+from families import families
 from peers import EXPORTS
-from race import PEERS_PYTHON, Child, Contender, ContenderError, Laps, Ours, Peer, race, reference
+from race import (
+    PEERS_PYTHON,
+    Child,
+    Contender,
+    ContenderError,
+    Laps,
+    Peer,
+    open_modes,
+    race,
+    reference,
+)
 from report import Report, add_arguments
 from workload import Corpus, Workload, checkpoint
 
@@ -44,13 +55,16 @@ its int8 kernels keep what the processor has."""
 
 DEFAULT = "sentence-transformers default"
 OURS = ("fast", "exact")
-SEARCH_DOCUMENTS = 50
+SEARCH, QUICK_SEARCH = (50, 3), (10, 2)
+"""Documents and rounds with which configurations are tried; the first round warms up."""
+
 SEARCH_FIRST_ROUND = 1000
 """The search draws other texts than the race."""
 
 CALIBRATION_DOCUMENTS = 300
 HOPELESS = 2.5
-"""A library whose first configuration takes this many times the default's time is not searched."""
+"""A library whose first configuration takes this many times the default's time is left out: so is
+bfloat16 where the processor has no instructions for it."""
 
 
 def write_calibration(corpus: Corpus) -> None:
@@ -65,32 +79,48 @@ def write_calibration(corpus: Corpus) -> None:
 # --- the search -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the search of a family came to.
+
+    Attributes:
+        configuration: The quickest.
+        ms: Its median.
+        num_tried: How many configurations were tried.
+        is_hopeless: The first took so long that no more were tried.
+    """
+
+    configuration: dict[str, Any]
+    ms: float
+    num_tried: int
+    is_hopeless: bool
+
+
 def search(
-    family: Family, default: Peer, folder: Path, child: Child, workloads: Sequence[Workload]
-) -> tuple[dict[str, Any], float, int]:
-    """Return the quickest configuration, its milliseconds, and how many were tried.
+    configurations: Sequence[dict[str, Any]],
+    limit_ms: float,
+    folder: Path,
+    child: Child,
+    workloads: Sequence[Workload],
+) -> Found:
+    """Find the quickest configuration.
 
     Args:
-        family: What to search.
-        default: Whose time decides whether a search is worth it.
+        configurations: The first one decides whether the others are tried.
+        limit_ms: What it may take.
         folder: The model's.
         child: Where the configurations run.
         workloads: The first warms up, the others count.
     """
-    best: tuple[dict[str, Any], float] | None = None
-    limit = HOPELESS * statistics.median(default.run(workload).ms for workload in workloads[1:])
-    configurations = family.configurations()
-    for tried, configuration in enumerate(configurations, 1):  # noqa: B007  used after the loop
+    medians: list[float] = []
+    for configuration in configurations:
         peer = Peer("candidate", configuration, folder, child)
-        times = [peer.run(workload).ms for workload in workloads][1:]
+        medians.append(statistics.median([peer.run(workload).ms for workload in workloads][1:]))
         peer.close()
-        ms = statistics.median(times)
-        if best is None or ms < best[1]:
-            best = configuration, ms
-        if ms > limit and best[0] is configuration:
+        if medians[0] > limit_ms:
             break
-    assert best is not None  # noqa: S101  a family has at least one
-    return best[0], best[1], tried
+    best = min(range(len(medians)), key=medians.__getitem__)
+    return Found(configurations[best], medians[best], len(medians), medians[0] > limit_ms)
 
 
 class Others:
@@ -121,37 +151,43 @@ class Others:
         return self._children[library]
 
     def best(
-        self, workloads: Sequence[Workload] | None
+        self, workloads: Sequence[Workload], *, is_quick: bool
     ) -> tuple[list[Peer], dict[str, int], list[dict[str, Any]]]:
-        """Open the best configuration of each family.
+        """Open the best configuration of each family, unless it is hopeless.
 
         Args:
-            workloads: What to search with; None takes the quick families, as they choose.
+            workloads: What to search with; the first warms up.
+            is_quick: Take the quick families only, and of each its own choice.
 
         Returns:
             The contenders, how many rounds some of them take part in, and what was searched.
         """
+        default_ms = statistics.median([self.default.run(one).ms for one in workloads][1:])
         peers, rounds, log = [], {}, []
         for family in self._families:
-            library = family.fixed["library"]
-            if workloads is None and not family.is_quick:
+            if is_quick and not family.is_quick:
                 continue
+            child = self._child(family.fixed["library"])
+            configuration = dict(family.choice)
             try:
-                configuration = dict(family.choice)
-                if workloads is not None and family.axes:
-                    configuration, ms, tried = search(
-                        family, self.default, self._folder, self._child(library), workloads
-                    )
+                if family.axes:
+                    tried = [configuration] if is_quick else family.configurations()
+                    found = search(tried, HOPELESS * default_ms, self._folder, child, workloads)
+                    configuration = found.configuration
                     log.append(
                         {
                             "library": family.name,
                             "best": family.describe(configuration),
-                            "ms": ms,
-                            "configurations tried": tried,
+                            "ms": found.ms,
+                            "of the default": found.ms / default_ms,
+                            "tried": found.num_tried,
+                            "races": "no" if found.is_hopeless else "yes",
                         }
                     )
+                    if found.is_hopeless:
+                        continue
                 name = f"{family.name} {family.describe(configuration)}".strip()
-                peers.append(Peer(name, configuration, self._folder, self._child(library)))
+                peers.append(Peer(name, configuration, self._folder, child))
                 if family.num_rounds is not None:
                     rounds[name] = family.num_rounds
             except ContenderError as exc:
@@ -257,21 +293,26 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def search_workloads(draw: Callable[..., Workload], *, is_quick: bool) -> list[Workload]:
+    """Draw what configurations are searched with: other texts than those of the race."""
+    num_documents, num_rounds = QUICK_SEARCH if is_quick else SEARCH
+    return [draw(SEARCH_FIRST_ROUND + number, num_documents) for number in range(num_rounds)]
+
+
 def compare(model: str, arguments: argparse.Namespace, corpus: Corpus, report: Report) -> None:
     """Run the race for one model and add its tables."""
     folder = checkpoint(model)
     num_rounds = arguments.rounds or (3 if arguments.quick else 7)
     others = Others(model, folder, arguments.peers)
-    ours = [Ours(mode, folder) for mode in OURS]
+    ours = open_modes(OURS, folder)
     try:
         with reference(folder, arguments.peers) as truth:
             for shape in arguments.shapes:
                 draw = corpus.shaped(shape)
-                first = SEARCH_FIRST_ROUND
-                searched = [draw(first + i, SEARCH_DOCUMENTS) for i in range(3)]
-                peers, rounds, log = others.best(None if arguments.quick else searched)
-                if log:
-                    report.add(f"{model}, {shape}: best configurations found", log)
+                peers, rounds, log = others.best(
+                    search_workloads(draw, is_quick=arguments.quick), is_quick=arguments.quick
+                )
+                report.add(f"{model}, {shape}: configurations searched", log)
                 workloads = [draw(number) for number in range(num_rounds)]
                 contenders: list[Contender] = [*ours, others.default, *peers]
                 for contender in contenders:
@@ -299,9 +340,9 @@ def compare_busy(model: str, arguments: argparse.Namespace, corpus: Corpus, repo
     folder = checkpoint(model)
     num_rounds = arguments.rounds or (3 if arguments.quick else 7)
     others = Others(model, folder, arguments.peers)
-    ours = [Ours(mode, folder) for mode in OURS]
+    ours = open_modes(OURS, folder)
     try:
-        peers, _, _ = others.best(None)
+        peers, _, _ = others.best(search_workloads(corpus.mixed, is_quick=True), is_quick=True)
         contenders: list[Contender] = [*ours, others.default, *peers]
         with reference(folder, arguments.peers) as truth:
             warm = corpus.mixed(-1)

@@ -104,20 +104,34 @@ class ListedChild:
 def test_the_search_finds_the_quickest(tiny_bert: Path, tiny_corpus: Corpus) -> None:
     """It tries all, unless the first is hopeless beside the default."""
     from families import Family
-    from vs_peers import search
+    from vs_peers import Found, search
 
-    family = Family("one", {"library": "x"}, {"batch_size": (8, 4, 2)})
+    tried = Family("one", {"library": "x"}, {"batch_size": (8, 4, 2)}).configurations()
     workloads = [tiny_corpus.mixed(number, 2) for number in range(3)]
-    default: Any = Runner("default", [10.0] * 9, [])
     child: Any = ListedChild({8: 9.0, 4: 7.0, 2: 8.0})
-    assert search(family, default, tiny_bert, child, workloads) == (
-        {"library": "x", "batch_size": 4},
-        7.0,
-        3,
-    )
+    found = search(tried, 25.0, tiny_bert, child, workloads)
+    assert found == Found({"library": "x", "batch_size": 4}, 7.0, 3, is_hopeless=False)
     hopeless: Any = ListedChild({8: 30.0, 4: 7.0, 2: 8.0})
-    assert search(family, default, tiny_bert, hopeless, workloads)[1:] == (30.0, 1)
+    found = search(tried, 25.0, tiny_bert, hopeless, workloads)
+    assert found == Found({"library": "x", "batch_size": 8}, 30.0, 1, is_hopeless=True)
     assert hopeless.opened == [8]
+
+
+def test_a_mode_that_this_machine_has_not_is_left_out(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where AMX is hidden, there is no fast mode to measure."""
+    import torch
+    from race import open_modes
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has the fast mode whatever the processor lacks")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+    monkeypatch.setenv("SIE_MAX_CPU_ISA", "avx512")
+    (ours,) = open_modes(["fast", "exact"], tiny_bert)
+    ours.close()
+    assert ours.name == "sie exact"
+    assert "mode='fast'" in capsys.readouterr().out
 
 
 def test_ratios_are_against_the_default_and_the_best_of_the_others() -> None:

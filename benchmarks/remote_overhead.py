@@ -15,10 +15,10 @@ import multiprocessing
 import socket
 import statistics
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import httpcore
 import httpx
 import msgpack
 import uvicorn
@@ -61,21 +61,17 @@ class Stopwatch:
     """Collects times beyond the server's own, in milliseconds."""
 
     def __init__(self) -> None:
-        self.server_ms = 0.0
         self.times: list[float] = []
 
-    def note_reply(self, response: httpx.Response) -> None:
-        """Remember what the server took."""
-        self.server_ms = float(response.headers["x-total-time"])
-
-    def stop(self, started: float) -> None:
-        """Add a time."""
-        self.times.append(1000 * (time.perf_counter() - started) - self.server_ms)
+    def note(self, seconds: float, response: httpx.Response | httpcore.Response) -> None:
+        """Add how long a call took that had this reply; reading its headers is not part of it."""
+        server_ms = float(httpx.Headers(response.headers)["x-total-time"])
+        self.times.append(1000 * seconds - server_ms)
 
     @property
     def p50(self) -> float:
-        """The median."""
-        return statistics.median(self.times)
+        """The median, without the warm-up."""
+        return statistics.median(self.times[WARM_UP:])
 
 
 def request_of(client: SIEClient, query: Item, items: list[Item]) -> Send:
@@ -101,21 +97,22 @@ def measure_sync(url: str, query: Item, items: list[Item], num_rounds: int) -> t
         step = request_of(client, query, items)
         assert step.request.body is not None  # noqa: S101
         body, headers = step.request.body(), dict(step.request.headers)
-        pool = client._connections()  # noqa: SLF001
-        pool.event_hooks = {"response": [ours.note_reply]}
+        pool: Any = client._connections()  # noqa: SLF001
+        handle_request = pool.handle_request
+        last: list[httpcore.Response] = []
 
-        def post() -> None:
+        def keep_and_hand_on(request: httpcore.Request) -> httpcore.Response:
+            last[:] = [handle_request(request)]
+            return last[0]
+
+        pool.handle_request = keep_and_hand_on
+        for _ in range(WARM_UP + num_rounds):
             started = time.perf_counter()
             response = http.post(step.url, content=body, headers=headers)
-            bare.note_reply(response)
-            bare.stop(started)
-
-        def score() -> None:
+            bare.note(time.perf_counter() - started, response)
             started = time.perf_counter()
             client.score(MODEL, query, items)
-            ours.stop(started)
-
-        _in_turn(post, score, num_rounds)
+            ours.note(time.perf_counter() - started, last[0])
     return bare.p50, ours.p50
 
 
@@ -124,39 +121,31 @@ async def measure_async(
 ) -> tuple[float, float]:
     """Do the same for the asynchronous clients."""
     bare, ours = Stopwatch(), Stopwatch()
-
-    async def note_reply(response: httpx.Response) -> None:
-        ours.note_reply(response)
-
     async with SIEAsyncClient(url) as client, httpx.AsyncClient() as http:
         with SIEClient(url) as twin:
             step = request_of(twin, query, items)
         assert step.request.body is not None  # noqa: S101
         body, headers = step.request.body(), dict(step.request.headers)
-        pool = await client._connections()  # noqa: SLF001
-        pool.event_hooks = {"response": [note_reply]}
-        for number in range(num_rounds + WARM_UP):
+        pool: Any = await client._connections()  # noqa: SLF001
+        handle_async_request = pool.handle_async_request
+        last: list[httpcore.Response] = []
+
+        async def keep_and_hand_on(request: httpcore.Request) -> httpcore.Response:
+            last[:] = [await handle_async_request(request)]
+            return last[0]
+
+        pool.handle_async_request = keep_and_hand_on
+        for _ in range(WARM_UP + num_rounds):
             started = time.perf_counter()
             response = await http.post(step.url, content=body, headers=headers)
-            bare.note_reply(response)
-            bare.stop(started)
+            bare.note(time.perf_counter() - started, response)
             started = time.perf_counter()
             await client.score(MODEL, query, items)
-            ours.stop(started)
-            if number == WARM_UP:
-                bare.times.clear()
-                ours.times.clear()
+            ours.note(time.perf_counter() - started, last[0])
     return bare.p50, ours.p50
 
 
 WARM_UP = 20
-
-
-def _in_turn(first: Callable[[], None], second: Callable[[], None], num_rounds: int) -> None:
-    """Run both alternately; the caller's stopwatches keep the rounds after the warm-up."""
-    for _ in range(num_rounds + WARM_UP):
-        first()
-        second()
 
 
 def run_server(port_sent: Connection) -> None:

@@ -1,4 +1,4 @@
-"""`SIEAsyncClient`: calls an SIE server over httpx.AsyncClient, from any number of event loops."""
+"""`SIEAsyncClient`: calls an SIE server from any number of event loops."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ import time
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Self, TypeVar, overload
 
+import httpcore
 import httpx
 
 from sie_core.errors import ClientClosedError
 from sie_core.remote.codec import ContentFormat
-from sie_core.remote.endpoint import USER_AGENT, Call, CallArguments, EndpointClient
+from sie_core.remote.endpoint import Call, CallArguments, EndpointClient
 from sie_core.remote.plan import Broken, Plan, Send
-from sie_core.remote.transport import FOREIGN_ERRORS, Route, broken, is_plain, to_reply
+from sie_core.remote.pool import (
+    AsyncPool,
+    Cookies,
+    GivenAsyncPool,
+    is_plain,
+    open_async_pool,
+    to_headers,
+    to_reply,
+    to_request,
+)
+from sie_core.remote.transport import FOREIGN_ERRORS, Route, broken
 from sie_core.remote.wire import EncodeResult, Health, Reply
 from sie_core.settings import RemoteSettings
 from sie_core.types import Item, ScoreResult
@@ -34,9 +46,10 @@ _inherited: list[object] = []
 class _Pool:
     """One event loop's connections. They are closed with the loop, if not before."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self.http = http
-        self._keeper = self._keep(http)
+    def __init__(self, connections: AsyncPool) -> None:
+        self.connections = connections
+        self._closed = threading.Event()
+        self._keeper = self._keep(connections, self._closed)
 
     async def open(self) -> None:
         """Let the loop know: it finishes its asynchronous generators before it closes (PEP 525)."""
@@ -48,15 +61,16 @@ class _Pool:
 
     @property
     def is_closed(self) -> bool:
-        """Whether they are closed."""
-        return self.http.is_closed
+        """Whether they are closed, or about to be."""
+        return self._closed.is_set()
 
-    @staticmethod
-    async def _keep(http: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    @staticmethod  # a reference to the pool would be a circle, and keep a lost one alive
+    async def _keep(connections: AsyncPool, closed: threading.Event) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            await http.aclose()
+            closed.set()
+            await connections.aclose()
 
 
 class SIEAsyncClient(EndpointClient):
@@ -284,6 +298,7 @@ class SIEAsyncClient(EndpointClient):
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._route: Route | None = None
+        self._cookies = Cookies()
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = (
             weakref.WeakKeyDictionary()
         )
@@ -324,27 +339,24 @@ class SIEAsyncClient(EndpointClient):
 
     async def _send(self, step: Send) -> Reply | Broken:
         """Send one request and read the reply, no longer and no further than allowed."""
-        http = await self._connections()
-        request = step.request
+        pool = await self._connections()
         left = max(step.moment - time.monotonic(), 0.001)
-        connect = min(self._endpoint.settings.connect_timeout_seconds, left)
-        body = None if request.body is None else request.body()
         try:
-            async with (
-                asyncio.timeout(left),
-                http.stream(
-                    request.method,
-                    step.url,
-                    content=body,
-                    headers={**request.headers, **self._endpoint.authorization()},
-                    timeout=httpx.Timeout(left, connect=connect),
-                ) as response,
-            ):
-                reply = await _read(response, request.max_reply_bytes)
+            request = to_request(
+                step,
+                {**self._endpoint.authorization(), **self._cookies.header(step.url)},
+                connect_seconds=min(self._endpoint.settings.connect_timeout_seconds, left),
+                seconds=left,
+            )
+            async with asyncio.timeout(left):
+                response = await pool.handle_async_request(request)
+                async with aclosing(response):
+                    self._cookies.keep(step.url, response)
+                    reply = await _read(response, step.request.max_reply_bytes)
         except FOREIGN_ERRORS as exc:
             self._check_open()  # if it was closed meanwhile, that is why
             return broken(exc)
-        except RuntimeError:  # httpx's word for a client that was closed by another task
+        except RuntimeError:  # a transport's word for having been closed by another task
             self._check_open()
             raise
         self._note_version(reply)
@@ -355,7 +367,7 @@ class SIEAsyncClient(EndpointClient):
             msg = "this client is closed; make a new one"
             raise ClientClosedError(msg)
 
-    async def _connections(self) -> httpx.AsyncClient:
+    async def _connections(self) -> AsyncPool:
         """Return the running loop's connection pool, opening it at the first use."""
         self._check_open()
         if self._pid != os.getpid():
@@ -369,31 +381,23 @@ class SIEAsyncClient(EndpointClient):
                 pool = self._pools[loop] = _Pool(self._open())
         if is_new:
             await pool.open()
-        return pool.http
+        return pool.connections
 
-    def _open(self) -> httpx.AsyncClient:
-        if self._route is None and self._transport is None:
+    def _open(self) -> AsyncPool:
+        if self._transport is not None:
+            return GivenAsyncPool(self._transport)
+        if self._route is None:
             self._route = Route.to(self.base_url)
-        keepalive_seconds = self._endpoint.settings.keepalive_seconds
-        transport = self._transport
-        if self._route is not None:
-            transport = httpx.AsyncHTTPTransport(
-                # Without TLS on the way there is nothing to verify, nor certificates to read.
-                verify=self._route.ssl_context or False,
-                proxy=self._route.proxy,
-                limits=httpx.Limits(max_connections=100, keepalive_expiry=keepalive_seconds),
-                trust_env=False,
-            )
-        headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-        return httpx.AsyncClient(transport=transport, headers=headers, trust_env=False)
+        return open_async_pool(self._route, self._endpoint.settings.keepalive_seconds)
 
 
-async def _read(response: httpx.Response, max_bytes: int) -> Reply:
+async def _read(response: httpcore.Response, max_bytes: int) -> Reply:
     """Read a reply's body up to the limit; beyond it, the connection is dropped."""
+    headers = to_headers(response)
     body = bytearray()
-    if is_plain(response.headers):
-        async for chunk in response.aiter_bytes():
+    if is_plain(headers):
+        async for chunk in response.aiter_stream():
             body += chunk
             if len(body) > max_bytes:
                 break
-    return to_reply(response, body, max_bytes)
+    return to_reply(response, headers, body, max_bytes)

@@ -1,4 +1,4 @@
-"""`SIEClient`: calls an SIE server over httpx.Client."""
+"""`SIEClient`: calls an SIE server from any number of threads."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Any, Final, Self, TypeVar, overload
 
+import httpcore
 import httpx
 
 from sie_core.errors import ClientClosedError
 from sie_core.remote.codec import ContentFormat
-from sie_core.remote.endpoint import USER_AGENT, Call, CallArguments, EndpointClient
+from sie_core.remote.endpoint import Call, CallArguments, EndpointClient
 from sie_core.remote.plan import Broken, Pause, Plan, Send
-from sie_core.remote.transport import (
-    FOREIGN_ERRORS,
-    DeadlineTransport,
-    Route,
-    Scope,
-    broken,
+from sie_core.remote.pool import (
+    Cookies,
+    GivenPool,
+    Pool,
     is_plain,
+    open_pool,
+    to_headers,
     to_reply,
-    within,
+    to_request,
 )
+from sie_core.remote.transport import FOREIGN_ERRORS, Route, Scope, broken, within
 from sie_core.remote.wire import EncodeResult, Health, Reply
 from sie_core.settings import RemoteSettings
 from sie_core.types import Item, ScoreResult
@@ -34,7 +37,7 @@ _T = TypeVar("_T")
 _NAP_SECONDS: Final = 0.1
 """Longest single sleep: how soon a pausing call notices that it was called off."""
 
-_inherited: list[httpx.Client] = []
+_inherited: list[Pool] = []
 """Pools that a forked child got from its parent, never used nor closed: the parent's still are."""
 
 
@@ -67,7 +70,7 @@ class SIEClient(EndpointClient):
         InvalidRequestError: An argument is wrong.
     """
 
-    _http: httpx.Client | None
+    _pool: Pool | None
     _is_closed: bool
 
     def __init__(
@@ -259,13 +262,13 @@ class SIEClient(EndpointClient):
         """Close all connections; calls under way end. May be called twice."""
         self._is_closed = True
         with self._lock:
-            http, self._http = self._http, None
-        if http is None:
+            pool, self._pool = self._pool, None
+        if pool is None:
             return
         if self._pid == os.getpid():
-            http.close()
+            pool.close()
         else:
-            _inherited.append(http)
+            _inherited.append(pool)
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +277,7 @@ class SIEClient(EndpointClient):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_http", None) is not None:
+        if getattr(self, "_pool", None) is not None:
             self.close()
 
     def __copy__(self) -> Self:
@@ -302,7 +305,8 @@ class SIEClient(EndpointClient):
         self._is_closed = False
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._http = None
+        self._pool = None
+        self._cookies = Cookies()
 
     def _run(self, call: Call[_T]) -> _T:
         """Carry out a call: its one request here, several in threads."""
@@ -346,28 +350,23 @@ class SIEClient(EndpointClient):
 
     def _send(self, step: Send, called_off: threading.Event) -> Reply | Broken:
         """Send one request and read the reply, no longer and no further than allowed."""
-        http = self._connections()
-        request = step.request
+        pool = self._connections()
         left = max(step.moment - time.monotonic(), 0.001)
-        connect = min(self._endpoint.settings.connect_timeout_seconds, left)
-        body = None if request.body is None else request.body()
         scope = Scope(step.moment, lambda: self._is_closed or called_off.is_set())
         try:
-            with (
-                within(scope),
-                http.stream(
-                    request.method,
-                    step.url,
-                    content=body,
-                    headers={**request.headers, **self._endpoint.authorization()},
-                    timeout=httpx.Timeout(left, connect=connect),
-                ) as response,
-            ):
-                reply = _read(response, request.max_reply_bytes, scope)
+            request = to_request(
+                step,
+                {**self._endpoint.authorization(), **self._cookies.header(step.url)},
+                connect_seconds=min(self._endpoint.settings.connect_timeout_seconds, left),
+                seconds=left,
+            )
+            with within(scope), closing(pool.handle_request(request)) as response:
+                self._cookies.keep(step.url, response)
+                reply = _read(response, step.request.max_reply_bytes, scope)
         except FOREIGN_ERRORS as exc:
             self._connections()  # if it was closed meanwhile, that is why
             return broken(exc)
-        except RuntimeError:  # httpx's word for a client that was closed in another thread
+        except RuntimeError:  # a transport's word for having been closed in another thread
             self._connections()
             raise
         self._note_version(reply)
@@ -381,7 +380,7 @@ class SIEClient(EndpointClient):
             if called_off.is_set():
                 return
 
-    def _connections(self) -> httpx.Client:
+    def _connections(self) -> Pool:
         """Return this process's connection pool, opening it at the first use.
 
         Raises:
@@ -392,33 +391,32 @@ class SIEClient(EndpointClient):
             raise ClientClosedError(msg)
         if self._pid != os.getpid():
             self._leave_to_parent()
-        http = self._http
-        if http is None:
+        pool = self._pool
+        if pool is None:
             with self._lock:
-                http = self._http = self._http or self._open()
-        return http
+                pool = self._pool = self._pool or self._open()
+        return pool
 
     def _leave_to_parent(self) -> None:
         """After a fork: the sockets, and a lock that another thread may hold, are the parent's."""
-        if self._http is not None:
-            _inherited.append(self._http)
-        self._lock, self._http, self._pid = threading.Lock(), None, os.getpid()
+        if self._pool is not None:
+            _inherited.append(self._pool)
+        self._lock, self._pool, self._pid = threading.Lock(), None, os.getpid()
+        self._cookies = Cookies()  # theirs have a lock too
 
-    def _open(self) -> httpx.Client:
-        transport = self._transport or DeadlineTransport(
-            Route.to(self.base_url),
-            keepalive_seconds=self._endpoint.settings.keepalive_seconds,
-        )
-        headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-        return httpx.Client(transport=transport, headers=headers, trust_env=False)
+    def _open(self) -> Pool:
+        if self._transport is not None:
+            return GivenPool(self._transport)
+        return open_pool(Route.to(self.base_url), self._endpoint.settings.keepalive_seconds)
 
 
-def _read(response: httpx.Response, max_bytes: int, scope: Scope) -> Reply:
+def _read(response: httpcore.Response, max_bytes: int, scope: Scope) -> Reply:
     """Read a reply's body up to the limit; beyond it, the connection is dropped."""
+    headers = to_headers(response)
     body = bytearray()
-    for chunk in response.iter_bytes() if is_plain(response.headers) else ():
-        scope.left(httpx.ReadTimeout)
+    for chunk in response.iter_stream() if is_plain(headers) else ():
+        scope.left(httpcore.ReadTimeout)
         body += chunk
         if len(body) > max_bytes:
             break
-    return to_reply(response, body, max_bytes)
+    return to_reply(response, headers, body, max_bytes)

@@ -1,6 +1,6 @@
 """Sockets that keep to a deadline, for the synchronous client.
 
-httpx bounds each single read and write. A server that sends one byte a second stays within any
+httpcore bounds each single read and write. A server that sends one byte a second stays within any
 such bound for ever, in its headers as well as in its body. Here every operation is bounded by what
 is left of the whole request's time, and can be called off from another thread.
 """
@@ -24,13 +24,11 @@ import httpcore
 import httpx
 
 from sie_core.remote.plan import Broken
-from sie_core.remote.wire import Reply
 
 _SLICE_SECONDS: Final = 0.2
 """Longest single wait on a socket: how soon a call that was called off notices."""
 
 _WRITE_BYTES: Final = 256 * 1024
-_MAX_CONNECTIONS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ _current = threading.local()
 
 @contextlib.contextmanager
 def within(scope: Scope) -> Iterator[None]:
-    """Bound all that this thread does on `DeadlineTransport`'s sockets."""
+    """Bound all that this thread does on `DeadlineBackend`'s sockets."""
     _current.scope = scope
     try:
         yield
@@ -63,7 +61,7 @@ def within(scope: Scope) -> Iterator[None]:
 
 
 def _scope(timeout: float | None) -> Scope:
-    """Return this thread's scope; outside of one, what httpx asked for."""
+    """Return this thread's scope; outside of one, what httpcore asked for."""
     scope: Scope | None = getattr(_current, "scope", None)
     if scope is not None:
         return scope
@@ -109,7 +107,7 @@ class _DeadlineStream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-class _DeadlineBackend(httpcore.NetworkBackend):
+class DeadlineBackend(httpcore.NetworkBackend):
     """Opens connections: name resolution and all of a name's addresses share one timeout."""
 
     def __init__(self) -> None:
@@ -123,6 +121,7 @@ class _DeadlineBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
+        """Connect to the first of the name's addresses that answers."""
         left = _scope(timeout).left(httpcore.ConnectTimeout)
         end = time.monotonic() + (left if timeout is None else min(left, timeout))
         addresses = _resolve(host, port, end)
@@ -164,77 +163,6 @@ def _resolve(host: str, port: int, end: float) -> list[str]:
         return answer
     msg = f"the name {host} was not resolved: {answer}"
     raise httpcore.ConnectError(msg) from answer
-
-
-class _Body(httpx.SyncByteStream):
-    """A reply's body as httpx wants it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._stream
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-class DeadlineTransport(httpx.BaseTransport):
-    """An httpx transport over httpcore's connection pool with the sockets above.
-
-    Args:
-        route: How the server is reached.
-        keepalive_seconds: How long an unused connection is kept.
-    """
-
-    def __init__(self, route: Route, *, keepalive_seconds: float) -> None:
-        limits: dict[str, Any] = {
-            "max_connections": _MAX_CONNECTIONS,
-            "keepalive_expiry": keepalive_seconds,
-            "network_backend": _DeadlineBackend(),
-        }
-        if route.ssl_context is not None:
-            limits["ssl_context"] = route.ssl_context
-        proxy = route.proxy
-        if proxy is None:
-            self._pool = httpcore.ConnectionPool(**limits)
-        elif proxy.url.scheme.startswith("socks5"):
-            self._pool = httpcore.SOCKSProxy(str(proxy.url), proxy.raw_auth, **limits)
-        else:
-            self._pool = httpcore.HTTPProxy(
-                proxy_url=str(proxy.url),
-                proxy_auth=proxy.raw_auth,
-                proxy_headers=proxy.headers.raw,
-                **limits,
-            )
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request and read the reply's head."""
-        url = httpcore.URL(
-            scheme=request.url.raw_scheme,
-            host=request.url.raw_host,
-            port=request.url.port,
-            target=request.url.raw_path,
-        )
-        response = self._pool.handle_request(
-            httpcore.Request(
-                method=request.method,
-                url=url,
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
-            )
-        )
-        return httpx.Response(
-            status_code=response.status,
-            headers=response.headers,
-            stream=_Body(response.stream),
-            extensions=response.extensions,
-        )
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._pool.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,19 +214,3 @@ def broken(exc: BaseException) -> Broken:
     if isinstance(exc, _TIMEOUTS):
         return Broken("timed_out", reason)
     return Broken("dropped", reason)
-
-
-def is_plain(headers: httpx.Headers) -> bool:
-    """Tell whether a body is as it looks: compression was not asked for, and may hide a bomb."""
-    encoding: str = headers.get("content-encoding", "")
-    return encoding.strip().lower() in ("", "identity")
-
-
-def to_reply(response: httpx.Response, body: bytearray, max_bytes: int) -> Reply:
-    """Leave httpx behind."""
-    return Reply(
-        status_code=response.status_code,
-        headers={name.lower(): value for name, value in response.headers.items()},
-        body=bytes(body[:max_bytes]),
-        is_cut=len(body) > max_bytes,
-    )

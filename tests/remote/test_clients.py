@@ -662,6 +662,20 @@ def test_a_proxy_of_the_environment_is_used(serve: Any, monkeypatch: pytest.Monk
     assert len(server.requests) == 1
 
 
+async def test_an_async_client_uses_the_proxy_too(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP_PROXY applies to asyncio as well."""
+    proxy = serve(answer)
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with SIEAsyncClient("http://nowhere.invalid:1") as client:
+        check_order(await client.score("m", QUERY, items(2)), 2)
+    assert proxy.requests[0].path == "http://nowhere.invalid:1/v1/score/m"
+    assert proxy.requests[0].headers["host"] == "nowhere.invalid:1"
+
+
 def test_the_limit_of_a_reply_can_be_set(serve: Any) -> None:
     """A reply with embeddings is read up to `max_reply_bytes`."""
     server = serve(encodings)
@@ -687,3 +701,52 @@ def test_a_transport_can_be_given() -> None:
 
     with SIEClient("http://server", transport=httpx.MockTransport(respond)) as client:
         assert client.health() == {"status": "ok", "server_version": "0.10.1"}
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_given_transport_sees_the_whole_request(kind: str) -> None:
+    """Address, headers, body and timeouts arrive as a transport of httpx expects them."""
+    seen: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        sent = msgpack.unpackb(request.content)["items"]
+        scores = [{"item_id": item["id"], "score": 1.0, "rank": 0} for item in sent]
+        reply = msgpack.packb({"model": "m", "query_id": None, "scores": scores})
+        return httpx.Response(200, content=reply, headers={"Content-Type": "application/msgpack"})
+
+    url = "http://[::1]:8080/under"
+    run(kind, url, 1, transport=httpx.MockTransport(respond), api_key=KEY, timeout_seconds=30)
+    (request,) = seen
+    assert (request.method, str(request.url)) == ("POST", f"{url}/v1/score/m")
+    assert request.headers["host"] == "[::1]:8080"
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.headers["accept-encoding"] == "identity"
+    assert int(request.headers["content-length"]) == len(request.content)
+    timeout = request.extensions["timeout"]
+    assert timeout["connect"] <= 10
+    assert 20 < timeout["read"] <= 30
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_given_transport_may_be_a_real_one(kind: str, serve: Any) -> None:
+    """Those of httpx work, keep their connections, and are closed with the client."""
+    server = serve(answer)
+    transport = httpx.HTTPTransport() if kind == "sync" else httpx.AsyncHTTPTransport()
+    check_order(run(kind, server.url, 3000, transport=transport, max_concurrency=1), 3000)
+    assert len(server.requests) == 6
+    assert server.num_connections == 1
+
+
+async def set_cookie(x: Any) -> None:
+    """Answer, and ask to have a cookie back."""
+    body = msgpack.packb(x.scores())
+    await x.send(200, body, "application/msgpack", set_cookie="machine=7; Path=/")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_cookies_go_back_to_the_server_that_set_them(kind: str, serve: Any) -> None:
+    """A load balancer may keep a client on one machine."""
+    server = serve(set_cookie, answer)
+    run(kind, server.url, 600, max_concurrency=1)
+    assert [request.headers.get("cookie") for request in server.requests] == [None, "machine=7"]

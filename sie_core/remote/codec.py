@@ -1,13 +1,13 @@
 """Bytes to values and back: msgpack and JSON, with limits on what a reply may unfold into.
 
-A body is put together from encoded values. The items of a small call are encoded in one go; those
-of a large one singly, so that their sizes are known and any run of them can be sent as one request.
+A body that is small enough is written in one go. The items of a larger one are encoded singly, so
+that their sizes are known and any run of them can be sent as one request.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgpack
@@ -24,17 +24,13 @@ they claim, so an unlimited one is an attack of five bytes; the nesting is limit
 
 _MAX_MAP_ITEMS: Final = 1 << 12
 _MAX_DIMENSIONS: Final = 4
-_RUN_BUFFER_BYTES: Final = 64 * 1024
+_BODY_BUFFER_BYTES: Final = 64 * 1024
 _BUFFER_BYTES: Final = 8192  # grows at need; the default of 1 MiB costs more than it saves
 _ARRAY_TYPES: Final = frozenset(
     f"{order}{kind}"
     for order in "<|="
     for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 )
-
-
-Encoded = bytes | memoryview
-"""What a value has become."""
 
 
 class BodyFormat(Protocol):
@@ -47,20 +43,20 @@ class BodyFormat(Protocol):
         """Make a function that encodes one value; not to be shared between threads."""
         ...
 
-    def run(self, values: Iterable[object]) -> Encoded:
-        """Encode values as they stand in a list, one behind the other."""
+    def body(
+        self, fields: Sequence[tuple[str, bytes]], items: Sequence[bytes], count: int
+    ) -> bytes:
+        """Put encoded values into a map: the fields by name, and `count` items as a list."""
         ...
 
-    def body(
-        self, fields: Sequence[tuple[str, bytes]], items: Sequence[Encoded], count: int
-    ) -> bytes:
-        """Put encoded values into a map: the fields by name, and the items as a list.
+    def whole(self, fields: Mapping[str, object], items: Sequence[object]) -> bytes:
+        """Write the same body in one go, from values."""
+        ...
 
-        Args:
-            fields: Names and encoded values.
-            items: Encoded items, or runs of them.
-            count: How many items that is.
-        """
+    def whole_of_texts(
+        self, fields: Mapping[str, object], ids: Sequence[str], texts: Sequence[str]
+    ) -> bytes:
+        """Write a body whose items are an id and a text each."""
         ...
 
 
@@ -74,15 +70,8 @@ class _Msgpack:
         ).pack
         return pack
 
-    def run(self, values: Iterable[object]) -> Encoded:
-        packer = msgpack.Packer(default=_array_to_map, buf_size=_RUN_BUFFER_BYTES, autoreset=False)
-        for value in values:
-            packer.pack(value)
-        written: memoryview = packer.getbuffer()  # not a copy: a body may be large
-        return written
-
     def body(
-        self, fields: Sequence[tuple[str, bytes]], items: Sequence[Encoded], count: int
+        self, fields: Sequence[tuple[str, bytes]], items: Sequence[bytes], count: int
     ) -> bytes:
         packer = msgpack.Packer(buf_size=_BUFFER_BYTES)
         chunks = [packer.pack_map_header(len(fields) + 1)]
@@ -91,6 +80,30 @@ class _Msgpack:
         chunks += (packer.pack("items"), packer.pack_array_header(count))
         chunks += items
         return b"".join(chunks)  # one copy: a body may be 33 MiB
+
+    def whole(self, fields: Mapping[str, object], items: Sequence[object]) -> bytes:
+        packer = msgpack.Packer(default=_array_to_map, buf_size=_BODY_BUFFER_BYTES)
+        written: bytes = packer.pack({**fields, "items": items})
+        return written
+
+    def whole_of_texts(
+        self, fields: Mapping[str, object], ids: Sequence[str], texts: Sequence[str]
+    ) -> bytes:
+        packer = msgpack.Packer(default=_array_to_map, buf_size=_BODY_BUFFER_BYTES, autoreset=False)
+        pack = packer.pack
+        packer.pack_map_header(len(fields) + 1)
+        for name, value in fields.items():
+            pack(name)
+            pack(value)
+        pack("items")
+        packer.pack_array_header(len(texts))
+        item: dict[str, str] = {}  # one for all: making hundreds costs as much as packing them
+        for item_id, text in zip(ids, texts, strict=True):
+            item["id"] = item_id
+            item["text"] = text
+            pack(item)
+        written: bytes = packer.bytes()
+        return written
 
 
 class _Json:
@@ -103,17 +116,23 @@ class _Json:
         ).encode
         return lambda value: encode(value).encode()
 
-    def run(self, values: Iterable[object]) -> Encoded:
-        return self.encoder()(list(values))[1:-1]
-
     def body(
         self,
         fields: Sequence[tuple[str, bytes]],
-        items: Sequence[Encoded],
+        items: Sequence[bytes],
         count: int,  # noqa: ARG002 - a JSON list ends itself
     ) -> bytes:
         named = b"".join(json.dumps(name).encode() + b":" + value + b"," for name, value in fields)
         return b'{%b"items":[%b]}' % (named, b",".join(items))
+
+    def whole(self, fields: Mapping[str, object], items: Sequence[object]) -> bytes:
+        return self.encoder()({**fields, "items": items})
+
+    def whole_of_texts(
+        self, fields: Mapping[str, object], ids: Sequence[str], texts: Sequence[str]
+    ) -> bytes:
+        pairs = zip(ids, texts, strict=True)
+        return self.whole(fields, [{"id": item_id, "text": text} for item_id, text in pairs])
 
 
 MSGPACK: Final[BodyFormat] = _Msgpack()

@@ -13,7 +13,7 @@ from sie_core.errors import AuthenticationError, InputTooLongError, InvalidReque
 from sie_core.ranking import check_top_k
 from sie_core.remote import codec, wire
 from sie_core.remote.plan import Plan, Terms, attempts
-from sie_core.remote.wire import EncodeResult, Health, Ids, Part, PartScores, Request
+from sie_core.remote.wire import Batch, EncodeResult, Health, Ids, Part, PartScores, Request
 from sie_core.settings import RemoteSettings
 from sie_core.types import Item, ScoreResult
 
@@ -79,32 +79,28 @@ class Endpoint:
             InvalidRequestError: An argument is wrong; nothing will be sent.
         """
         wire.check_item(query, "query")
-        checked = wire.check_items(items)
-        encoder = self.body_format.encoder()
-        encode = codec.encode
-        fields = [
-            ("query", wire.encode_item(encoder, query, "query", self.settings.max_item_bytes))
-        ]
+        batch = Batch.of(items)
+        fields: dict[str, object] = {"query": wire.item_fields(query)}
         if arguments.instruction is not None:
             _check_text("instruction", arguments.instruction)
-            fields.append(("instruction", encode(encoder, arguments.instruction, "instruction")))
+            fields["instruction"] = arguments.instruction
         options = {**self.options, **wire.check_options(arguments.options)}
         if options:
-            fields.append(("options", encode(encoder, options, "options")))
+            fields["options"] = options
         path = wire.model_path("/v1/score", model)
-        ids = Ids.of(checked)
+        ids = batch.ids
         terms, headers = self._terms(arguments), self._headers(arguments)
         plans: list[Plan[PartScores]] = []
-        for part in self._parts(encoder, checked, ids.sent, fields):
+        for part, body in self._parts(fields, batch):
             sent_ids = ids.sent[part.start : part.stop]
             request = Request(
                 method="POST",
                 path=path,
                 headers=headers,
-                body=self._body(part, fields),
+                body=body,
                 max_reply_bytes=wire.max_score_reply_bytes(sent_ids),
             )
-            plans.append(attempts(request, _score_reader(sent_ids), terms))
+            plans.append(attempts(request, _score_reader(ids, sent_ids), terms))
         query_id = query.get("id")
         return Call(
             plans,
@@ -129,23 +125,21 @@ class Endpoint:
             InvalidRequestError: An argument is wrong; nothing will be sent.
         """
         is_single = isinstance(items, Mapping)
-        checked = wire.check_items([items] if is_single else items)
+        batch = Batch.of([items] if is_single else items)
         params = self._encode_params(arguments, output_types, output_dtype, is_query)
-        encoder = self.body_format.encoder()
-        fields = [("params", codec.encode(encoder, params, "options"))] if params else []
+        fields: dict[str, object] = {"params": params} if params else {}
         path = wire.model_path("/v1/encode", model)
-        ids = Ids.of(checked)
         terms, headers = self._terms(arguments), self._headers(arguments)
         plans: list[Plan[list[EncodeResult]]] = []
-        for part in self._parts(encoder, checked, ids.sent, fields):
+        for part, body in self._parts(fields, batch):
             request = Request(
                 method="POST",
                 path=path,
                 headers=headers,
-                body=self._body(part, fields),
+                body=body,
                 max_reply_bytes=self.settings.max_reply_bytes,
             )
-            plans.append(attempts(request, _embedding_reader(ids, part), terms))
+            plans.append(attempts(request, _embedding_reader(batch.ids, part), terms))
 
         def merge(parts: list[list[EncodeResult]]) -> EncodeResult | list[EncodeResult]:
             results = [result for part in parts for result in part]
@@ -247,23 +241,38 @@ class Endpoint:
         return {name: value for name, value in params.items() if value is not None}
 
     def _parts(
-        self,
-        encoder: Callable[[object], bytes],
-        items: Sequence[Item],
-        sent_ids: Sequence[str],
-        fields: Sequence[tuple[str, bytes]],
+        self, fields: Mapping[str, object], batch: Batch
+    ) -> list[tuple[Part, Callable[[], bytes]]]:
+        """Encode a call: what each of its requests holds, and what makes the request's body."""
+        settings = self.settings
+        if 0 < len(batch.items) <= settings.max_items:
+            whole = wire.encode_whole(self.body_format, fields, batch)
+            # A whole that is no longer than one item may be has none that is too long.
+            limit = min(settings.max_request_bytes, settings.max_item_bytes)
+            if whole is not None and len(whole) <= limit:
+                return [(Part(0, len(batch.items), []), lambda: whole)]
+        encoder = self.body_format.encoder()
+        encoded = [
+            (name, self._encode_field(encoder, name, value)) for name, value in fields.items()
+        ]
+        parts = self._split(encoder, batch, sum(len(value) for _, value in encoded))
+        return [(part, self._body(part, encoded)) for part in parts]
+
+    def _encode_field(self, encoder: Callable[[object], bytes], name: str, value: Any) -> bytes:
+        """Encode what stands beside the items, naming it as the caller does."""
+        if name == "query":
+            return wire.encode_item(encoder, value, name, self.settings.max_item_bytes)
+        return codec.encode(encoder, value, "options" if name == "params" else name)
+
+    def _split(
+        self, encoder: Callable[[object], bytes], batch: Batch, num_field_bytes: int
     ) -> list[Part]:
         """Encode the items, and cut them into what one request holds beside the other fields."""
-        taken = sum(len(value) for _, value in fields) + _ENVELOPE_BYTES
-        left = self.settings.max_request_bytes - taken
         settings = self.settings
-        if len(items) <= settings.max_items:
-            run = wire.encode_run(self.body_format, items, sent_ids)
-            # A whole that is no longer than one item may be has none that is too long.
-            if run is not None and len(run) <= min(left, settings.max_item_bytes):
-                return [Part(0, len(items), [run])] if items else []
+        taken = num_field_bytes + _ENVELOPE_BYTES
+        left = settings.max_request_bytes - taken
         encoded = wire.encode_items(
-            encoder, items, sent_ids, max_item_bytes=settings.max_item_bytes
+            encoder, batch.items, batch.ids.sent, max_item_bytes=settings.max_item_bytes
         )
         largest = max(map(len, encoded), default=0)
         if largest >= left:
@@ -284,8 +293,9 @@ class Endpoint:
         return lambda: self.body_format.body(fields, part.items, part.stop - part.start)
 
 
-def _score_reader(sent_ids: Sequence[str]) -> Callable[[wire.Reply], PartScores]:
-    return lambda reply: wire.read_scores(reply, sent_ids)
+def _score_reader(ids: Ids, sent_ids: Sequence[str]) -> Callable[[wire.Reply], PartScores]:
+    are_shown = ids.sent is ids.shown
+    return lambda reply: wire.read_scores(reply, sent_ids, are_shown=are_shown)
 
 
 def _embedding_reader(ids: Ids, part: Part) -> Callable[[wire.Reply], list[EncodeResult]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidResponseError
 from sie_core.ranking import match_scores
-from sie_core.remote.codec import BodyFormat, Encoded, decode, encode, to_array
+from sie_core.remote.codec import BodyFormat, decode, encode, to_array
 from sie_core.types import Item, ScoreEntry, ScoreResult, ScoreSpace, Usage
 
 PROTOCOL_VERSION: Final = "0.10.1"
@@ -106,21 +106,75 @@ class Ids:
     def of(cls, items: Sequence[Item]) -> Ids:
         """Choose the ids for a call's items."""
         given = [item.get("id") for item in items]
-        if not any(given) and None in given and "" not in given:  # the usual case, in one list
-            shown = automatic_ids(len(given))
-            return cls(shown, shown, given)
+        if given.count(None) == len(given):
+            return cls.automatic(len(given))
         shown = [f"item-{i}" if own is None else own for i, own in enumerate(given)]
         has_all = None not in given and len(set(given)) == len(given)
         return cls(shown if has_all else automatic_ids(len(given)), shown, given)
 
+    @classmethod
+    def automatic(cls, count: int) -> Ids:
+        """Name items of which none has an id."""
+        made = automatic_ids(count)
+        return cls(made, made, [None] * count)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A call's items, checked, and the ids under which they travel."""
+
+    items: Sequence[Item]
+    ids: Ids
+    texts: list[str] | None = field(default=None, repr=False)
+    """Given where each item is a text and nothing else, as most are."""
+
+    @classmethod
+    def of(cls, items: object) -> Batch:
+        """Check a call's items and choose their ids.
+
+        Raises:
+            InvalidRequestError: They are no list of items; the message says where.
+        """
+        texts = _bare_texts(items)
+        if texts is not None:
+            return cls(cast("Sequence[Item]", items), Ids.automatic(len(texts)), texts)
+        checked = check_items(items)
+        return cls(checked, Ids.of(checked))
+
+    def with_ids(self) -> list[Mapping[str, object]]:
+        """Return the items as they travel."""
+        sent = self.ids.sent
+        if sent == self.ids.given:
+            return list(self.items)
+        return [{**item, "id": item_id} for item, item_id in zip(self.items, sent, strict=True)]
+
+
+def _bare_texts(items: object) -> list[str] | None:
+    """Return the texts of items that have no other field; None: look closer."""
+    if not isinstance(items, list | tuple):
+        return None
+    try:
+        if set(map(dict.__len__, items)) != {1}:
+            return None
+        texts = list(map(_TEXT, items))
+    except (KeyError, TypeError):
+        return None
+    return texts if set(map(type, texts)) == {str} else None
+
+
+_TEXT: Final = itemgetter("text")
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of a call's items, in a row, that fit into one request: encoded, singly or at once."""
+    """Some of a call's items, in a row, that fit into one request.
+
+    `items` holds them as encoded singly; it is empty where the whole body was encoded at once.
+    """
 
     start: int
     stop: int
-    items: Sequence[Encoded] = field(repr=False)
+    items: Sequence[bytes] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +185,8 @@ class PartScores:
     model: str
     usage: Usage
     score_space: ScoreSpace | None
+    entries: list[ScoreEntry] | None = field(default=None, repr=False)
+    """The reply's own entries in that order, where the caller may have them."""
 
 
 def check_items(items: object) -> Sequence[Item]:
@@ -177,26 +233,27 @@ def encode_item(
         InputTooLongError: It is over the server's limit.
         InvalidRequestError: It holds something that cannot be sent.
     """
-    fields = {key: value for key, value in item.items() if key != "id" or value is not None}
-    encoded = encode(encoder, fields, name)
+    encoded = encode(encoder, item_fields(item), name)
     if len(encoded) > max_item_bytes:
         _check_text_size(encoder, item, name, max_item_bytes)
     return encoded
 
 
-def encode_run(
-    body_format: BodyFormat, items: Sequence[Item], sent_ids: Sequence[str]
-) -> Encoded | None:
-    """Encode a call's items at once; None where one of them has to be looked at singly."""
-    # A generator: a list of hundreds of dictionaries would set the garbage collector to work.
-    values = (
-        item if item.get("id") == item_id else {**item, "id": item_id}
-        for item, item_id in zip(items, sent_ids, strict=True)
-    )
+def encode_whole(
+    body_format: BodyFormat, fields: Mapping[str, object], batch: Batch
+) -> bytes | None:
+    """Encode a call's body at once; None where its values have to be looked at singly."""
     try:
-        return body_format.run(values)
+        if batch.texts is not None:
+            return body_format.whole_of_texts(fields, batch.ids.sent, batch.texts)
+        return body_format.whole(fields, batch.with_ids())
     except (TypeError, ValueError, OverflowError, RecursionError):
         return None
+
+
+def item_fields(item: Item) -> dict[str, object]:
+    """Return what travels of an item that is not in a list: all but an id of None."""
+    return {key: value for key, value in item.items() if key != "id" or value is not None}
 
 
 def encode_items(
@@ -337,62 +394,74 @@ def max_score_reply_bytes(sent_ids: Sequence[str]) -> int:
     return _SMALL_REPLY_BYTES + entries
 
 
-def read_scores(reply: Reply, ids: Sequence[str]) -> PartScores:
+def read_scores(reply: Reply, ids: Sequence[str], *, are_shown: bool = False) -> PartScores:
     """Read the reply to one part of a score call.
+
+    Args:
+        reply: As it came.
+        ids: Those sent.
+        are_shown: Whether the caller sees the same ids, and so may be given the reply's entries.
 
     Raises:
         InvalidResponseError: An id is missing, doubled or unknown, a score is not finite, or the
             reply is no score reply at all.
     """
     content = _read_map(reply)
-    entries = content.get("scores")
-    if not isinstance(entries, list) or set(map(type, entries)) - {dict}:
-        msg = f"'scores' must be a list of entries, but got {entries!r:.80}"
-        raise InvalidResponseError(msg)
-    try:
-        scores = _quick_scores(entries, ids) or match_scores(entries, ids)
-    except (OverflowError, TypeError) as exc:  # an integer beyond floats; an id like [] or {}
-        msg = f"the scores cannot be read: {exc}"
-        raise InvalidResponseError(msg) from exc
+    found = content.get("scores")
+    matched = _match_entries(found, ids)
+    entries, scores = (None, _match_scores(found, ids)) if matched is None else matched
     model = content.get("model")
     if not isinstance(model, str):
         msg = f"'model' must be a string, but got {model!r:.80}"
         raise InvalidResponseError(msg)
     space = content.get("score_space")
     return PartScores(
-        scores, model, _read_usage(content), space if space in get_args(ScoreSpace) else None
+        scores,
+        model,
+        _read_usage(content),
+        space if space in get_args(ScoreSpace) else None,
+        entries if are_shown else None,
     )
 
 
-_ID_AND_SCORE: Final = itemgetter("item_id", "score")
+_ID: Final = itemgetter("item_id")
+_SCORE: Final = itemgetter("score")
 
 
-def _quick_scores(entries: list[dict[str, Any]], ids: Sequence[str]) -> list[float] | None:
-    """Do what `match_scores` does for a reply in which all is well; None: look closer."""
+def _match_entries(found: Any, ids: Sequence[str]) -> tuple[list[ScoreEntry], list[float]] | None:
+    """Put a reply's entries in the order of `ids`, if all is well with them; None: look closer."""
     try:
-        found = dict(map(_ID_AND_SCORE, entries))
-    except KeyError:
+        by_id = dict(zip(map(_ID, found), found, strict=True))
+        entries = [by_id[item_id] for item_id in ids]
+        scores = list(map(_SCORE, entries))
+        is_whole = len(found) == len(by_id) == len(ids)
+    except (KeyError, TypeError):
         return None
-    scores = list(map(found.get, ids))
-    is_whole = len(entries) == len(found) == len(ids)
-    if not is_whole or set(map(type, scores)) != {float}:
-        return None
-    sure = cast("list[float]", scores)
-    return sure if all(map(math.isfinite, sure)) else None
+    # A sum is finite only if all its terms are.
+    is_sound = set(map(type, scores)) == {float} and math.isfinite(sum(scores))
+    return (entries, scores) if is_whole and is_sound else None
+
+
+def _match_scores(found: Any, ids: Sequence[str]) -> list[float]:
+    """Read scores one by one, naming what is wrong with them."""
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        msg = f"'scores' must be a list of entries, but got {found!r:.80}"
+        raise InvalidResponseError(msg)
+    try:
+        return match_scores(found, ids)
+    except (OverflowError, TypeError) as exc:  # an integer beyond floats; an id like [] or {}
+        msg = f"the scores cannot be read: {exc}"
+        raise InvalidResponseError(msg) from exc
 
 
 def merge_scores(
     parts: Sequence[PartScores], *, model: str, query_id: str | None, shown_ids: Sequence[str]
 ) -> ScoreResult:
     """Put the parts' scores together into one result, best first; ties keep the items' order."""
-    scores = [score for part in parts for score in part.scores]
-    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable both ways
-    entries: list[ScoreEntry] = [
-        {"item_id": shown_ids[index], "score": scores[index], "rank": position}
-        for position, index in enumerate(order)
-    ]
     result = ScoreResult(
-        model=parts[0].model if parts else model, query_id=query_id, scores=entries
+        model=parts[0].model if parts else model,
+        query_id=query_id,
+        scores=_handed_on(parts) or _made(parts, shown_ids),
     )
     usage = _add_usage([part.usage for part in parts])
     if usage:
@@ -402,6 +471,29 @@ def merge_scores(
     if space is not None:
         result["score_space"] = space
     return result
+
+
+def _handed_on(parts: Sequence[PartScores]) -> list[ScoreEntry] | None:
+    """Order the replies' own entries; None where they are not the caller's, or hold too much."""
+    entries: list[ScoreEntry] = []
+    for part in parts:
+        if part.entries is None:
+            return None
+        entries += part.entries
+    entries.sort(key=_SCORE, reverse=True)  # stable both ways
+    for position, entry in enumerate(entries):
+        entry["rank"] = position
+    return entries if set(map(len, entries)) == {3} else None  # item_id, score, rank
+
+
+def _made(parts: Sequence[PartScores], shown_ids: Sequence[str]) -> list[ScoreEntry]:
+    """Make entries out of scores."""
+    scores = [score for part in parts for score in part.scores]
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable both ways
+    return [
+        {"item_id": shown_ids[index], "score": scores[index], "rank": position}
+        for position, index in enumerate(order)
+    ]
 
 
 def read_embeddings(reply: Reply, ids: Ids, part: Part) -> list[EncodeResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Any
@@ -16,7 +17,7 @@ from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidRespo
 from sie_core.ranking import rank
 from sie_core.remote import codec, wire
 from sie_core.remote.codec import JSON, MSGPACK, BodyFormat, decode, excerpt, to_array
-from sie_core.remote.wire import Ids, Part, PartScores, Reply, merge_scores, split
+from sie_core.remote.wire import Batch, Ids, Part, PartScores, Reply, merge_scores, split
 from sie_core.types import Item, Usage
 
 FORMATS = st.sampled_from([MSGPACK, JSON])
@@ -238,6 +239,56 @@ def test_ids_that_travel_are_unique_and_lead_back(given_ids: list[str | None]) -
         assert ids.sent == [f"item-{i}" for i in range(len(items))]
 
 
+ITEMS = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.none() | st.sampled_from(["a", "b", "item-0", "doc"]),
+        "text": st.none() | TEXTS,
+        "metadata": st.dictionaries(TEXTS, VALUES, max_size=2),
+    },
+)
+
+
+@given(st.lists(ITEMS | st.fixed_dictionaries({"text": TEXTS}), max_size=5), FORMATS)
+def test_a_body_in_one_go_is_the_body_in_pieces(items: list[Any], body_format: BodyFormat) -> None:
+    """Both ways of writing a body send the same items under the same ids, and change none."""
+    before = copy.deepcopy(items)
+    batch = Batch.of(items)
+    assert batch.ids == Ids.of(items)
+    whole = wire.encode_whole(body_format, {"query": {"text": "q"}}, batch)
+    encoder = body_format.encoder()
+    pieces = wire.encode_items(encoder, items, batch.ids.sent, max_item_bytes=10**6)
+    body = body_format.body([("query", encoder({"text": "q"}))], pieces, len(pieces))
+    assert whole is not None
+    assert decode(whole, body_format.content_type) == decode(body, body_format.content_type)
+    assert items == before
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        "ab",
+        {"text": "a"},
+        {"a", "b"},
+        [{"text": "a"}, "b"],
+        [{"text": "a"}, {"text": 1}],
+        [{"text": "a"}, {"text": b"b"}],
+        [{"id": 1, "text": "a"}],
+        ({"text": "a"}, None),
+    ],
+)
+def test_what_is_no_item_is_refused(items: Any) -> None:
+    """Among items that are well, too."""
+    with pytest.raises(InvalidRequestError, match="items"):
+        Batch.of(items)
+
+
+def test_an_empty_text_and_none_may_be_items() -> None:
+    """They are strings or missing, as any other."""
+    items = [Item(text=""), Item(), {"text": None}, Item(id="a")]
+    assert Batch.of(items).ids.given == [None, None, None, "a"]
+
+
 @given(
     st.lists(st.binary(min_size=1, max_size=30), max_size=60),
     st.integers(1, 20),
@@ -293,6 +344,48 @@ def test_equal_scores_keep_the_items_order() -> None:
     part = wire.read_scores(reply, ["a", "b", "c"])
     merged = merge_scores([part], model="m", query_id=None, shown_ids=["a", "b", "c"])
     assert [entry["item_id"] for entry in merged["scores"]] == ["a", "b", "c"]
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8),
+    st.sampled_from([{}, {"rank": 7}, {"rank": None, "more": "x"}, {"other": 1}]),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_a_result_is_the_same_whether_its_entries_are_the_replys_or_new(
+    scores: list[float], more: dict[str, Any], are_floats: bool, random: Any
+) -> None:
+    """An entry holds the id, the score and our own rank, whatever the server's held."""
+    ids = [f"item-{i}" for i in range(len(scores))]
+    sent = [float(score) if are_floats else round(score) for score in scores]
+    entries = [
+        {"item_id": item_id, "score": score, **more}
+        for item_id, score in zip(ids, sent, strict=True)
+    ]
+    random.shuffle(entries)
+    results = []
+    for are_shown in (False, True):
+        part = wire.read_scores(scores_reply(entries), ids, are_shown=are_shown)
+        assert part.scores == sent
+        results.append(merge_scores([part], model="m", query_id=None, shown_ids=ids))
+    assert results[0] == results[1]
+    for entry in results[1]["scores"]:
+        assert entry.keys() == {"item_id", "score", "rank"}
+        assert type(entry["score"]) is float
+
+
+def test_scores_whose_sum_is_beyond_floats_are_scores() -> None:
+    """Each is finite, which is what counts."""
+    entries = [{"item_id": name, "score": 1.7e308, "rank": 0} for name in ("a", "b")]
+    assert wire.read_scores(scores_reply(entries), ["a", "b"]).scores == [1.7e308, 1.7e308]
+
+
+@pytest.mark.parametrize("scores", [[math.inf, -math.inf], [math.inf, 0.0], [0.0, math.nan]])
+def test_scores_that_are_not_finite_do_not_hide_among_others(scores: list[float]) -> None:
+    """Nor behind each other."""
+    entries = [{"item_id": n, "score": s, "rank": 0} for n, s in zip("ab", scores, strict=True)]
+    with pytest.raises(InvalidResponseError, match="not a finite number"):
+        wire.read_scores(scores_reply(entries), ["a", "b"])
 
 
 def test_embeddings_are_matched_by_id() -> None:

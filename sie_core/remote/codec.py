@@ -97,7 +97,7 @@ class _Msgpack:
             pack(value)
         pack("items")
         packer.pack_array_header(len(texts))
-        item: dict[str, str] = {}  # one for all: hundreds of them cost more than packing them does
+        item: dict[str, str] = {}  # one for all: making hundreds costs as much as packing them
         for item_id, text in zip(ids, texts, strict=True):
             item["id"] = item_id
             item["text"] = text

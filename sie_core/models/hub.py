@@ -165,7 +165,7 @@ def _list_files(name: str, settings: SourceSettings, timeout_seconds: float | No
 
     def ask() -> list[str]:
         api = HfApi(endpoint=address, token=settings.token)
-        info = api.model_info(name, revision=settings.revision, timeout=bound)
+        info = api.model_info(name, revision=settings.revision, timeout=patience)
         return [sibling.rfilename for sibling in info.siblings or ()]
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ class Family:
         name: What the tables call the best of them.
         fixed: What all have in common.
         axes: What differs, and the values.
-        choice: The configuration that is taken without a search.
+        choice: The configuration that is taken without a search, and where a search begins.
         is_quick: Whether it takes part in the quick race.
         num_rounds: Rounds in the race; None for all.
     """
@@ -37,11 +36,6 @@ class Family:
     choice: Mapping[str, Any] = field(default_factory=dict)
     is_quick: bool = False
     num_rounds: int | None = None
-
-    def configurations(self) -> list[dict[str, Any]]:
-        """List them all."""
-        values = itertools.product(*self.axes.values())
-        return [dict(self.fixed) | dict(zip(self.axes, value, strict=True)) for value in values]
 
     def describe(self, configuration: Mapping[str, Any]) -> str:
         """Name what sets a configuration apart from the family's others."""

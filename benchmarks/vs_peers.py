@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from agreement import Agreement
-from families import families
+from families import Family, families
 from peers import EXPORTS
 from race import (
     PEERS_PYTHON,
@@ -66,6 +67,9 @@ HOPELESS = 2.5
 """A library whose first configuration takes this many times the default's time is left out: so is
 bfloat16 where the processor has no instructions for it."""
 
+FAR_BEHIND = 2
+"""A configuration whose warm-up takes this many times the best one's time is not timed again."""
+
 
 def write_calibration(corpus: Corpus) -> None:
     """Write the texts with which OpenVINO's int8 graphs are calibrated, if they are not there."""
@@ -97,30 +101,50 @@ class Found:
 
 
 def search(
-    configurations: Sequence[dict[str, Any]],
+    family: Family,
     limit_ms: float,
     folder: Path,
     child: Child,
     workloads: Sequence[Workload],
+    *,
+    is_quick: bool = False,
 ) -> Found:
-    """Find the quickest configuration.
+    """Find the quickest configuration, one axis after the other.
 
     Args:
-        configurations: The first one decides whether the others are tried.
-        limit_ms: What it may take.
+        family: Its choice comes first, and decides whether others are tried.
+        limit_ms: What the choice may take.
         folder: The model's.
         child: Where the configurations run.
         workloads: The first warms up, the others count.
+        is_quick: Try the choice only.
     """
-    medians: list[float] = []
-    for configuration in configurations:
+
+    def measure(configuration: dict[str, Any], least_ms: float) -> float:
         peer = Peer("candidate", configuration, folder, child)
-        medians.append(statistics.median([peer.run(workload).ms for workload in workloads][1:]))
+        warm_up, *counted = workloads
+        ms = peer.run(warm_up).ms
+        if ms < FAR_BEHIND * least_ms:
+            ms = statistics.median(peer.run(workload).ms for workload in counted)
         peer.close()
-        if medians[0] > limit_ms:
-            break
-    best = min(range(len(medians)), key=medians.__getitem__)
-    return Found(configurations[best], medians[best], len(medians), medians[0] > limit_ms)
+        return ms
+
+    best, num_tried = dict(family.choice), 1
+    best_ms = measure(best, math.inf)
+    is_hopeless = best_ms > limit_ms
+    if not is_hopeless and not is_quick:
+        for axis, values in family.axes.items():
+            for value in values:
+                if value == family.choice[axis]:
+                    continue  # measured already, with the best of the axes before
+                num_tried += 1
+                try:
+                    ms = measure(best | {axis: value}, best_ms)
+                except ContenderError:
+                    continue  # what does not run is not the quickest
+                if ms < best_ms:
+                    best, best_ms = best | {axis: value}, ms
+    return Found(best, best_ms, num_tried, is_hopeless)
 
 
 class Others:
@@ -171,8 +195,14 @@ class Others:
             configuration = dict(family.choice)
             try:
                 if family.axes:
-                    tried = [configuration] if is_quick else family.configurations()
-                    found = search(tried, HOPELESS * default_ms, self._folder, child, workloads)
+                    found = search(
+                        family,
+                        HOPELESS * default_ms,
+                        self._folder,
+                        child,
+                        workloads,
+                        is_quick=is_quick,
+                    )
                     configuration = found.configuration
                     log.append(
                         {

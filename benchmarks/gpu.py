@@ -144,7 +144,7 @@ class Ours:
         self.client = LocalClient(device=device, mode=mode, **options)  # type: ignore[arg-type]
         self.model = str(folder)
         loaded = self.client.load(self.model).result()
-        self.encoder, self.description = loaded.encoder, loaded.description
+        self.encoder, self.description = loaded.model, loaded.description
 
     def run(self, workload: Workload) -> Lap:
         """Score a workload once."""

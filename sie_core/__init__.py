@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from sie_core.remote import SIEAsyncClient, SIEClient
     from sie_core.reranker import Reranker
     from sie_core.settings import DEFAULT_MODEL, EngineSettings, SourceSettings
-    from sie_core.types import Item, ScoreEntry, ScoreResult
+    from sie_core.types import EncodeResult, Item, ScoreEntry, ScoreResult
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_MODEL",
+    "EncodeResult",
     "EngineSettings",
     "Item",
     "LocalAsyncClient",
@@ -45,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "DEFAULT_MODEL": "settings",
+    "EncodeResult": "types",
     "EngineSettings": "settings",
     "Item": "types",
     "LocalAsyncClient": "local",

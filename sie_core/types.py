@@ -7,7 +7,10 @@ travels as msgpack or JSON unchanged, and a result is read with `result["scores"
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NotRequired, Protocol, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, get_args
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ScoreSpace = Literal["raw", "probability"]
 """`raw`: the model's logit. `probability`: its sigmoid, between 0 and 1."""
@@ -53,6 +56,22 @@ class ScoreResult(TypedDict):
     scores: list[ScoreEntry]
     usage: NotRequired[Usage]
     score_space: NotRequired[ScoreSpace]
+
+
+class SparseVector(TypedDict):
+    """The entries of a sparse embedding that are not zero."""
+
+    indices: np.ndarray[Any, np.dtype[Any]]
+    values: np.ndarray[Any, np.dtype[Any]]
+
+
+class EncodeResult(TypedDict, total=False):
+    """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims]."""
+
+    id: str
+    dense: np.ndarray[Any, np.dtype[Any]]
+    multivector: np.ndarray[Any, np.dtype[Any]]
+    sparse: SparseVector
 
 
 class ScoringClient(Protocol):

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from sie_core.deadline import Deadline
 from sie_core.local.client import (
     LocalClient,
-    check_request,
-    encode,
-    to_result,
+    doing,
+    to_encode_results,
+    to_score_result,
     warm_up_workers,
 )
+from sie_core.local.model import Job
 from sie_core.local.registry import LoadedModel
-from sie_core.types import Item, ScoreResult
+from sie_core.local.requests import (
+    EncodeRequest,
+    ScoreRequest,
+    check_encode_request,
+    check_score_request,
+)
+from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
 
@@ -47,18 +54,73 @@ class LocalAsyncClient:
     ) -> ScoreResult:
         """Do what `LocalClient.score` does."""
         del gpu
-        client = self._client
-        request = check_request(model, query, items, instruction, options)
-        deadline = client.deadline(timeout_seconds)
+        request = check_score_request(model, query, items, instruction, options)
+        deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
-        encoded = await asyncio.to_thread(encode, request, loaded.encoder)
-        scoring = client.submit(loaded, encoded, request)
-        try:
-            doing = f"scoring {len(items)} items with {model}"
-            logits = await _wait(asyncio.wrap_future(scoring), deadline, doing)
-        finally:
-            scoring.cancel()  # without effect on an answer; drops the work of one who has left
-        return to_result(request, encoded, logits, loaded.encoder)
+        job = await asyncio.to_thread(loaded.model.score_job, request)
+        outputs = await self._run(loaded, job, request, deadline)
+        return to_score_result(request, job, outputs, loaded.model)
+
+    @overload
+    async def encode(
+        self,
+        model: str,
+        items: Item,
+        *,
+        output_types: Sequence[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        gpu: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> EncodeResult: ...
+
+    @overload
+    async def encode(
+        self,
+        model: str,
+        items: Sequence[Item],
+        *,
+        output_types: Sequence[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        gpu: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[EncodeResult]: ...
+
+    async def encode(
+        self,
+        model: str,
+        items: Item | Sequence[Item],
+        *,
+        output_types: Sequence[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        gpu: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> EncodeResult | list[EncodeResult]:
+        """Do what `LocalClient.encode` does."""
+        del gpu
+        request = check_encode_request(
+            model,
+            items,
+            is_query=is_query,
+            output_types=output_types,
+            output_dtype=output_dtype,
+            instruction=instruction,
+            options=options,
+        )
+        deadline = self._client.deadline(timeout_seconds)
+        loaded = await self._load(model, deadline)
+        job = await asyncio.to_thread(loaded.model.encode_job, request)
+        outputs = await self._run(loaded, job, request, deadline)
+        results = to_encode_results(request, job, outputs, loaded.model)
+        return results[0] if request.is_single else results
 
     async def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
         """Do what `LocalClient.warm_up` does."""
@@ -80,19 +142,32 @@ class LocalAsyncClient:
     def __repr__(self) -> str:
         return f"LocalAsyncClient({self._client!r})"
 
+    async def _run(
+        self,
+        loaded: LoadedModel,
+        job: Job[Any],
+        request: ScoreRequest | EncodeRequest,
+        deadline: Deadline,
+    ) -> list[Any]:
+        running = self._client.submit(loaded, job, request)
+        try:
+            return await _wait(asyncio.wrap_future(running), deadline, doing(request))
+        finally:
+            running.cancel()  # without effect on an answer; drops the work of one who has left
+
     async def _load(self, model: str, deadline: Deadline) -> LoadedModel:
         # Shielded, because the load is shared: one cancelled task must not cancel it for others.
         loading = asyncio.shield(asyncio.wrap_future(self._client.load(model)))
         return await _wait(loading, deadline, f"loading {model}")
 
 
-async def _wait(future: Awaitable[_T], deadline: Deadline, doing: str) -> _T:
+async def _wait(future: Awaitable[_T], deadline: Deadline, what: str) -> _T:
     """Await `future`, at most until the deadline."""
-    bound = asyncio.timeout(deadline.remaining_seconds(doing))
+    bound = asyncio.timeout(deadline.remaining_seconds(what))
     try:
         async with bound:
             return await future
     except TimeoutError as exc:
         if not bound.expired():
             raise
-        raise deadline.exceeded(doing) from exc
+        raise deadline.exceeded(what) from exc

@@ -7,50 +7,34 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
+
+import torch
 
 from sie_core.deadline import Deadline, check_timeout_seconds
-from sie_core.errors import ClientClosedError, InferenceError, InvalidRequestError
+from sie_core.errors import ClientClosedError, InferenceError
+from sie_core.local import families
 from sie_core.local.device import choose
-from sie_core.local.encoder import PairEncoder, to_score_space
+from sie_core.local.model import BatchRunner, Job, Model
 from sie_core.local.openmp import limit_this_thread
 from sie_core.local.registry import REGISTRY, LoadedModel, ModelKey
+from sie_core.local.requests import (
+    EncodeRequest,
+    ScoreRequest,
+    check_encode_request,
+    check_score_request,
+)
 from sie_core.local.scheduler import Scheduler
 from sie_core.local.token_cache import check_token_cache_bytes
-from sie_core.local.tokenization import Pair
-from sie_core.local.worker import Worker
 from sie_core.models import catalog, sources
-from sie_core.ranking import check_score_space, check_top_k, rank
+from sie_core.ranking import rank
 from sie_core.settings import EngineSettings, SourceSettings
-from sie_core.types import Item, Mode, ScoreEntry, ScoreResult, ScoreSpace, Usage
+from sie_core.types import EncodeResult, Item, Mode, ScoreEntry, ScoreResult, ScoreSpace, Usage
 
 _logger = logging.getLogger(__name__)
-_OPTION_NAMES = ("max_length", "score_space", "batch_size")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreRequest:
-    """One checked `score` call: its arguments, with nothing left to doubt."""
-
-    model: str
-    query_id: str | None
-    query: str
-    item_ids: list[str]
-    texts: list[str]
-    max_length: int | None
-    score_space: ScoreSpace | None
-    batch_size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRequest:
-    """A request as token ids. Equal texts share one pair: `pair_of` leads from item to pair."""
-
-    pairs: list[Pair]
-    pair_of: list[int]
 
 
 class LocalClient:
@@ -154,16 +138,93 @@ class LocalClient:
             SIEError: The model failed.
         """
         del gpu
-        request = check_request(model, query, items, instruction, options)
+        request = check_score_request(model, query, items, instruction, options)
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
-        encoded = encode(request, loaded.encoder)
-        scoring = self.submit(loaded, encoded, request)
-        try:
-            logits = _wait(scoring, deadline, f"scoring {len(items)} items with {model}")
-        finally:
-            scoring.cancel()  # without effect on an answer; stops the work for one who has left
-        return to_result(request, encoded, logits, loaded.encoder)
+        job = loaded.model.score_job(request)
+        outputs = self._run(loaded, job, request, deadline)
+        return to_score_result(request, job, outputs, loaded.model)
+
+    @overload
+    def encode(
+        self,
+        model: str,
+        items: Item,
+        *,
+        output_types: Sequence[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        gpu: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> EncodeResult: ...
+
+    @overload
+    def encode(
+        self,
+        model: str,
+        items: Sequence[Item],
+        *,
+        output_types: Sequence[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        gpu: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> list[EncodeResult]: ...
+
+    def encode(
+        self,
+        model: str,
+        items: Item | Sequence[Item],
+        *,
+        output_types: Sequence[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        gpu: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> EncodeResult | list[EncodeResult]:
+        """Turn items into embeddings.
+
+        Args:
+            model: Name or folder.
+            items: One `Item(text=…)`, or a list of them.
+            output_types: `dense`, `multivector`; None means the model's own.
+            instruction: For models trained with instructions.
+            output_dtype: `float32` or `float16`; None means float32.
+            is_query: Whether the texts are queries, where the model tells them from documents.
+            options: `max_length` (tokens per text), `batch_size` (texts per forward pass).
+            gpu: As for `score`.
+            timeout_seconds: Instead of the client's, for this call.
+
+        Returns:
+            For one item a map with `dense` ([dims]) and `multivector` ([num_tokens, token_dims])
+            as numpy arrays, as far as asked for; for a list a list of them, in its order.
+
+        Raises:
+            InvalidRequestError: An argument is wrong.
+            SIEError: As for `score`.
+        """
+        del gpu
+        request = check_encode_request(
+            model,
+            items,
+            is_query=is_query,
+            output_types=output_types,
+            output_dtype=output_dtype,
+            instruction=instruction,
+            options=options,
+        )
+        deadline = self.deadline(timeout_seconds)
+        loaded = _wait(self.load(model), deadline, f"loading {model}")
+        job = loaded.model.encode_job(request)
+        outputs = self._run(loaded, job, request, deadline)
+        results = to_encode_results(request, job, outputs, loaded.model)
+        return results[0] if request.is_single else results
 
     def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
         """Fetch and load `model` now, and run it once in every worker: the first call need not."""
@@ -254,29 +315,42 @@ class LocalClient:
         return loading
 
     def submit(
-        self, loaded: LoadedModel, encoded: EncodedRequest, request: ScoreRequest
-    ) -> Future[list[float]]:
-        """Queue one request's pairs; whoever does not want the scores cancels the future.
+        self, loaded: LoadedModel, job: Job[Any], request: ScoreRequest | EncodeRequest
+    ) -> Future[list[Any]]:
+        """Queue one request's job; whoever does not want the outputs cancels the future.
 
         Raises:
             QueueFullError: Too much work waits for the model.
         """
         return loaded.scheduler.submit(
-            encoded.pairs,
+            job.sequences,
             max_tokens=self._execution.max_batch_tokens,
-            max_pairs=request.batch_size,
+            max_sequences=request.batch_size,
             max_queued_tokens=self._execution.max_queued_tokens,
         )
+
+    def _run(
+        self,
+        loaded: LoadedModel,
+        job: Job[Any],
+        request: ScoreRequest | EncodeRequest,
+        deadline: Deadline,
+    ) -> list[Any]:
+        running = self.submit(loaded, job, request)
+        try:
+            return _wait(running, deadline, doing(request))
+        finally:
+            running.cancel()  # without effect on an answer; stops the work for one who has left
 
     def _resize_token_cache(self, loading: Future[LoadedModel]) -> None:
         max_bytes = self._engine.token_cache_bytes
         if max_bytes is not None and loading.exception() is None:
-            loading.result().encoder.tokenizer.cache.resize(max_bytes)
+            loading.result().model.resize_token_cache(max_bytes)
 
     def _make(self, model: str) -> LoadedModel:
         execution, files = self._execution, sources.resolve(model, self._sources)
-        encoders = [
-            PairEncoder.load(
+        models = [
+            families.load(
                 files,
                 device=device,
                 dtype=execution.dtype,
@@ -284,29 +358,28 @@ class LocalClient:
             )
             for device in execution.devices
         ]
-        open_workers = [encoder.open_worker for encoder in encoders]
+        open_workers = [loaded.open_worker for loaded in models]
         if execution.devices[0].type == "cpu":
             open_workers = [_on_one_thread(open_workers[0])] * execution.num_workers
-        description = f"{execution.describe()}, computed by {encoders[0].computed_by}"
+        description = f"{execution.describe()}, computed by {models[0].computed_by}"
         _logger.info("%s runs %s", model, description)
         scheduler = Scheduler(open_workers, name=model, min_batch_tokens=execution.min_batch_tokens)
-        return LoadedModel(encoders[0], scheduler, description)
+        return LoadedModel(models[0], scheduler, description)
 
 
-def _on_one_thread(open_worker: Callable[[], Worker]) -> Callable[[], Worker]:
+def _on_one_thread(open_worker: Callable[[], BatchRunner]) -> Callable[[], BatchRunner]:
     """Let a worker compute in its own thread alone; the application's threads are not touched."""
 
-    def limit_and_open() -> Worker:
+    def limit_and_open() -> BatchRunner:
         limit_this_thread()
         return open_worker()
 
     return limit_and_open
 
 
-def warm_up_workers(loaded: LoadedModel) -> list[Future[list[float]]]:
+def warm_up_workers(loaded: LoadedModel) -> list[Future[list[Any]]]:
     """Let every worker of a model run once."""
-    pairs = loaded.encoder.tokenizer.encode_pairs("warm up", ["warm up"], loaded.encoder.max_length)
-    return loaded.scheduler.warm_up(pairs)
+    return loaded.scheduler.warm_up(loaded.model.warm_up_sequences())
 
 
 def model_key_name(model: str) -> str:
@@ -318,141 +391,91 @@ def model_key_name(model: str) -> str:
     return model if spec is None else spec.name
 
 
-def check_request(
-    model: str,
-    query: Item,
-    items: Sequence[Item],
-    instruction: str | None,
-    options: Mapping[str, Any] | None,
-) -> ScoreRequest:
-    """Check a call's arguments and take them apart.
-
-    Raises:
-        InvalidRequestError: One is wrong; the message names it.
-    """
-    if not isinstance(model, str) or not model.strip():
-        msg = f"model must be a name or a folder, but got {model!r}"
-        raise InvalidRequestError(msg)
-    if isinstance(items, Mapping | str) or not isinstance(items, Sequence):
-        msg = f"items must be a list of Item(text=…), but got {type(items).__name__}"
-        raise InvalidRequestError(msg)
-    text = _check_item(query, "query")
-    if instruction is not None and not isinstance(instruction, str):
-        msg = f"instruction must be a string or None, but got {instruction!r}"
-        raise InvalidRequestError(msg)
-    chosen = _check_options(options or {})
-    return ScoreRequest(
-        model=model,
-        query_id=query.get("id"),
-        query=f"{instruction} {text}" if instruction else text,
-        texts=[_check_item(item, f"items[{i}]") for i, item in enumerate(items)],
-        item_ids=[item.get("id") or f"item-{i}" for i, item in enumerate(items)],
-        **chosen,
-    )
-
-
-def _check_item(item: Item, name: str) -> str:
-    if not isinstance(item, Mapping):
-        msg = f"{name} must be an Item(text=…), but got {type(item).__name__}: {item!r:.80}"
-        raise InvalidRequestError(msg)
-    text, item_id = item.get("text"), item.get("id")
-    if not isinstance(text, str):
-        msg = f"{name} must have a text that is a string, but got {text!r:.80}"
-        raise InvalidRequestError(msg)
-    if item_id is not None and not isinstance(item_id, str):
-        msg = f"the id of {name} must be a string, but got {item_id!r:.80}"
-        raise InvalidRequestError(msg)
-    return text
-
-
-def _check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(options) - set(_OPTION_NAMES))
-    if unknown:
-        msg = (
-            f"unknown option {unknown[0]!r}; a model in this process knows "
-            f"{', '.join(_OPTION_NAMES)}"
-        )
-        raise InvalidRequestError(msg)
-    check_score_space(options.get("score_space"))
-    batch_size = options.get("batch_size")
-    if batch_size is not None:
-        check_top_k(batch_size, name="batch_size")
-    return {name: options.get(name) for name in _OPTION_NAMES}
-
-
-def encode(request: ScoreRequest, encoder: PairEncoder) -> EncodedRequest:
-    """Tokenise the query once and every different text once, and put the pairs together."""
-    tokenizer = encoder.tokenizer
-    if request.max_length is not None:
-        tokenizer.check_max_length(request.max_length, encoder.max_length)
-    position_of = {text: i for i, text in enumerate(dict.fromkeys(request.texts))}
-    max_length = request.max_length or encoder.max_length
-    pairs = tokenizer.encode_pairs(request.query, list(position_of), max_length)
-    return EncodedRequest(pairs, [position_of[text] for text in request.texts])
-
-
-def to_result(
-    request: ScoreRequest, encoded: EncodedRequest, logits: list[float], encoder: PairEncoder
+def to_score_result(
+    request: ScoreRequest, job: Job[list[float]], outputs: list[Any], model: Model
 ) -> ScoreResult:
     """Give each item its score, in the score space asked for, best first.
 
     Raises:
         InferenceError: A score is not a finite number.
     """
-    num_truncated = sum(encoded.pairs[i].is_truncated for i in encoded.pair_of)
-    bad = sum(not math.isfinite(logit) for logit in logits)
+    raw = job.finish(outputs)
+    bad = sum(not math.isfinite(score) for score in raw)
     if bad:
         msg = (
-            f"{request.model} gave no finite score for {bad} of {len(logits)} texts; its numbers "
+            f"{request.model} gave no finite score for {bad} of {len(raw)} texts; its numbers "
             "overflow in this format: use dtype='float32' or 'bfloat16'"
         )
         raise InferenceError(msg)
-    if num_truncated:
-        warn_truncated(request, num_truncated, encoder)
-    space = request.score_space or encoder.score_space
-    scores = to_score_space(logits, space)
-    entries = rank([scores[i] for i in encoded.pair_of])
+    _warn_truncated(request, job, len(raw), model)
+    space = request.score_space or model.score_space
+    scores, ids = to_score_space(raw, space), request.item_ids
     return ScoreResult(
         model=request.model,
-        query_id=request.query_id,
+        query_id=request.query.get("id"),
         scores=[
-            ScoreEntry(
-                item_id=request.item_ids[entry.index],
-                score=scores[encoded.pair_of[entry.index]],
-                rank=entry.rank,
-            )
-            for entry in entries
+            ScoreEntry(item_id=ids[entry.index], score=scores[entry.index], rank=entry.rank)
+            for entry in rank(raw)
         ],
-        usage=Usage(
-            input_tokens=sum(len(encoded.pairs[i].token_ids) for i in encoded.pair_of),
-            truncated_items=num_truncated,
-        ),
+        usage=_usage(job),
         score_space=space,
     )
+
+
+def to_encode_results(
+    request: EncodeRequest, job: Job[list[EncodeResult]], outputs: list[Any], model: Model
+) -> list[EncodeResult]:
+    """Give each item its embeddings, under the caller's id where there is one."""
+    results = job.finish(outputs)
+    _warn_truncated(request, job, len(results), model)
+    for item, result in zip(request.items, results, strict=True):
+        if (item_id := item.get("id")) is not None:
+            result["id"] = item_id
+    return results
+
+
+def to_score_space(logits: Sequence[float], space: ScoreSpace) -> list[float]:
+    """Turn logits into the scores asked for; the sigmoid is taken in double precision."""
+    if space == "raw":
+        return list(logits)
+    return torch.sigmoid(torch.tensor(logits, dtype=torch.float64)).tolist()
+
+
+def _usage(job: Job[Any]) -> Usage:
+    return Usage(input_tokens=job.num_input_tokens, truncated_items=job.num_truncated)
 
 
 _warned_models: set[str] = set()
 
 
-def warn_truncated(request: ScoreRequest, num_truncated: int, encoder: PairEncoder) -> None:
-    """Say once per model that texts were cut; every result counts them."""
-    if request.model in _warned_models:
+def _warn_truncated(
+    request: ScoreRequest | EncodeRequest, job: Job[Any], num_texts: int, model: Model
+) -> None:
+    """Say once per model that texts were cut; every result of `score` counts them."""
+    if not job.num_truncated or request.model in _warned_models:
         return
     _warned_models.add(request.model)
     _logger.warning(
-        "%d of %d texts were longer than the %d tokens that %s reads together with the query, and "
-        "lost their end; every result counts such texts in usage['truncated_items']",
-        num_truncated,
-        len(request.texts),
-        request.max_length or encoder.max_length,
+        "%d of %d texts were longer than the %d tokens that %s reads, a query before them "
+        "included, and lost their end; every result of score counts such texts in "
+        "usage['truncated_items']",
+        job.num_truncated,
+        num_texts,
+        request.max_length or model.max_length,
         request.model,
     )
 
 
-def _wait(future: Future[_T], deadline: Deadline, doing: str) -> _T:
+def _wait(future: Future[_T], deadline: Deadline, what: str) -> _T:
     try:
-        return future.result(deadline.remaining_seconds(doing))
+        return future.result(deadline.remaining_seconds(what))
     except FutureTimeoutError as exc:
         if future.done():  # the work itself timed out, not the waiting for it
             raise
-        raise deadline.exceeded(doing) from exc
+        raise deadline.exceeded(what) from exc
+
+
+def doing(request: ScoreRequest | EncodeRequest) -> str:
+    """Say what a call is about, for an error."""
+    verb = "scoring" if isinstance(request, ScoreRequest) else "encoding"
+    return f"{verb} {len(request.items)} items with {request.model}"

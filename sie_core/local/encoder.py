@@ -11,16 +11,19 @@ from collections.abc import Sequence
 
 import torch
 
+from sie_core.errors import UnsupportedModelError
 from sie_core.local import bert, modernbert, native
 from sie_core.local.architecture import Architecture
 from sie_core.local.attention import VarlenKernel
 from sie_core.local.cuda import CudaRuntime, find_varlen_kernel
 from sie_core.local.layers import Placement
+from sie_core.local.model import Job
+from sie_core.local.requests import EncodeRequest, ScoreRequest
 from sie_core.local.tokenization import Pair, PairTokenizer
 from sie_core.local.weights import Weights
 from sie_core.local.worker import Classifier, GroupedWorker, VarlenWorker, Worker, choose_rounding
 from sie_core.models.sources import ModelFiles
-from sie_core.types import ScoreSpace
+from sie_core.types import EncodeResult, ScoreSpace
 
 
 class PairEncoder:
@@ -105,6 +108,53 @@ class PairEncoder:
             )
         return VarlenWorker(self._classifier, self.architecture, kernel, CudaRuntime(device))
 
+    def score_job(self, request: ScoreRequest) -> Job[list[float]]:
+        """Tokenise the query once and every different text once, and put the pairs together.
+
+        Raises:
+            InvalidRequestError: `max_length` is out of this model's range.
+        """
+        tokenizer, max_length = self.tokenizer, request.max_length
+        if max_length is not None:
+            tokenizer.check_max_length(max_length, self.max_length)
+        texts = [item["text"] for item in request.items]
+        position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        query = request.query["text"]
+        if request.instruction:
+            query = f"{request.instruction} {query}"
+        pairs = tokenizer.encode_pairs(query, list(position_of), max_length or self.max_length)
+        pair_of = [position_of[text] for text in texts]
+        return Job(
+            sequences=pairs,
+            finish=lambda logits: [logits[i] for i in pair_of],
+            num_input_tokens=sum(len(pairs[i].token_ids) for i in pair_of),
+            num_truncated=sum(pairs[i].is_truncated for i in pair_of),
+        )
+
+    def encode_job(self, request: EncodeRequest) -> Job[list[EncodeResult]]:
+        """Refuse: a cross-encoder reads pairs, and gives no embeddings.
+
+        Raises:
+            UnsupportedModelError: Always.
+        """
+        msg = (
+            f"{request.model} is a cross-encoder: it scores pairs, and gives no embeddings; "
+            "encode with an embedding model, such as BAAI/bge-small-en-v1.5"
+        )
+        raise UnsupportedModelError(msg)
+
+    def warm_up_sequences(self) -> list[Pair]:
+        """Return one short pair."""
+        return self.tokenizer.encode_pairs("warm up", ["warm up"], self.max_length)
+
+    def resize_token_cache(self, max_bytes: int) -> None:
+        """Bound the documents' ids that are kept."""
+        self.tokenizer.cache.resize(max_bytes)
+
+    def reset_after_fork(self) -> None:
+        """Make locks anew, in a forked child."""
+        self.tokenizer.cache.reset_lock()
+
     def _find_varlen_kernel(self) -> VarlenKernel | None:
         placement = self._placement
         return find_varlen_kernel(placement.device, placement.dtype, self.architecture)
@@ -133,10 +183,3 @@ def load_classifier(
         if kernels is not None:
             return native.NativeClassifier(architecture, weights, kernels)
     return bert.BertClassifier(architecture, weights, placement)
-
-
-def to_score_space(logits: Sequence[float], space: ScoreSpace) -> list[float]:
-    """Turn logits into the scores asked for; the sigmoid is taken in double precision."""
-    if space == "raw":
-        return list(logits)
-    return torch.sigmoid(torch.tensor(logits, dtype=torch.float64)).tolist()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sie_core.local.encoder import PairEncoder
+from sie_core.local.model import Model
 from sie_core.local.scheduler import Scheduler
 
 _EXIT_PATIENCE_SECONDS = 2.0
@@ -36,12 +36,12 @@ class LoadedModel:
     """A model in memory and the threads that run it.
 
     Attributes:
-        encoder: Makes pairs; on several GPUs it is the first one's.
-        scheduler: Runs them.
+        model: Makes what is run; on several GPUs it is the first one's.
+        scheduler: Runs it.
         description: How it runs, and why so.
     """
 
-    encoder: PairEncoder
+    model: Model
     scheduler: Scheduler
     description: str
 
@@ -131,7 +131,7 @@ class Registry:
             model = _loaded(entry)
             if model is not None and key.devices[0].type == "cpu":
                 model.scheduler.reset()
-                model.encoder.tokenizer.cache.reset_lock()
+                model.model.reset_after_fork()
                 kept[key] = entry
         self._entries = kept
 

@@ -18,16 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from sie_core.errors import InferenceError, QueueFullError, ResourceExhaustedError
-from sie_core.local.tokenization import Pair
+from sie_core.local.model import BatchRunner, TokenSequence
 from sie_core.settings import MAX_QUEUED_TOKENS
-
-Forward = Callable[[Sequence[Pair]], list[float]]
-"""Scores one batch: one raw score per pair."""
 
 _SMALL_REST = 4
 """A batch takes the rest of a request along where that is less than this part of its aim."""
@@ -39,10 +36,10 @@ class SchedulerStats:
 
     Attributes:
         num_workers: Threads that run batches.
-        num_queued_requests: Requests with pairs that no batch has yet.
-        num_queued_tokens: Tokens of those pairs.
+        num_queued_requests: Requests with sequences that no batch has yet.
+        num_queued_tokens: Tokens of those sequences.
         num_batches: Batches that were computed.
-        num_pairs: Pairs in them.
+        num_sequences: Sequences in them.
         num_tokens: Tokens in them.
         busy_seconds: Time that workers spent in them, of all workers together.
     """
@@ -51,17 +48,17 @@ class SchedulerStats:
     num_queued_requests: int = 0
     num_queued_tokens: int = 0
     num_batches: int = 0
-    num_pairs: int = 0
+    num_sequences: int = 0
     num_tokens: int = 0
     busy_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One caller's pairs and the scores found for them so far.
+    """One caller's sequences and the outputs found for them so far.
 
     Attributes:
-        waiting: Positions of the pairs that no batch has yet; the longest is last.
+        waiting: Positions of the sequences that no batch has yet; the longest is last.
         num_waiting_tokens: Tokens of those.
         credit: Tokens that it may still use at its turn.
         has_had_turn: Whether a whole turn of it is over.
@@ -69,38 +66,40 @@ class _Request:
         is_settled: Whether the future has, or is about to be given, its answer.
     """
 
-    pairs: Sequence[Pair]
+    sequences: Sequence[TokenSequence]
     lengths: list[int]
     max_tokens: int
-    max_pairs: int | None
+    max_sequences: int | None
     waiting: list[int]
     num_waiting_tokens: int
-    scores: list[float]
+    outputs: list[Any]
     num_missing: int
     credit: int = 0
     has_had_turn: bool = False
     aim: int | None = None
     is_settled: bool = False
-    future: Future[list[float]] = field(default_factory=Future)
+    future: Future[list[Any]] = field(default_factory=Future)
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], max_tokens: int, max_pairs: int | None) -> _Request:
-        lengths = [len(pair.token_ids) for pair in pairs]
+    def of(
+        cls, sequences: Sequence[TokenSequence], max_tokens: int, max_sequences: int | None
+    ) -> _Request:
+        lengths = [sequence.num_tokens for sequence in sequences]
         return cls(
-            pairs=pairs,
+            sequences=sequences,
             lengths=lengths,
             max_tokens=max_tokens,
-            max_pairs=max_pairs,
-            waiting=sorted(range(len(pairs)), key=lengths.__getitem__),
+            max_sequences=max_sequences,
+            waiting=sorted(range(len(sequences)), key=lengths.__getitem__),
             num_waiting_tokens=sum(lengths),
-            scores=[0.0] * len(pairs),
-            num_missing=len(pairs),
+            outputs=[None] * len(sequences),
+            num_missing=len(sequences),
         )
 
     def answer(self) -> None:
-        """Give the caller the scores, unless they have left."""
+        """Give the caller the outputs, unless they have left."""
         if self.future.set_running_or_notify_cancel():
-            self.future.set_result(self.scores)
+            self.future.set_result(self.outputs)
 
     def fail(self, error: BaseException) -> None:
         """Give the caller an error, unless they have left."""
@@ -109,11 +108,11 @@ class _Request:
 
 
 class _Slot(NamedTuple):
-    """A pair, and its place: the request it belongs to, and its position there."""
+    """A sequence, and its place: the request it belongs to, and its position there."""
 
     request: _Request
     position: int
-    pair: Pair
+    sequence: TokenSequence
 
 
 class _Batch:
@@ -124,26 +123,26 @@ class _Batch:
         self.num_tokens = 0
         self.aim = aim
         self._max_tokens: float = math.inf
-        self._max_pairs: float = math.inf
+        self._max_sequences: float = math.inf
 
     def admits(self, request: _Request) -> bool:
-        """Say whether the next pair of `request` may come in, and keep its limits if so."""
+        """Say whether the next sequence of `request` may come in, and keep its limits if so."""
         max_tokens = min(self._max_tokens, request.max_tokens)
-        max_pairs = min(self._max_pairs, request.max_pairs or math.inf)
+        max_sequences = min(self._max_sequences, request.max_sequences or math.inf)
         grown = self.num_tokens + request.lengths[request.waiting[-1]]
         if self.slots:
             is_nearer_without = grown - self.aim > self.aim - self.num_tokens
-            if grown > max_tokens or len(self.slots) >= max_pairs or is_nearer_without:
+            if grown > max_tokens or len(self.slots) >= max_sequences or is_nearer_without:
                 return False
-        self._max_tokens, self._max_pairs = max_tokens, max_pairs
+        self._max_tokens, self._max_sequences = max_tokens, max_sequences
         return True
 
     def add(self, request: _Request) -> int:
-        """Take the longest pair that waits, and return its tokens."""
+        """Take the longest sequence that waits, and return its tokens."""
         position = request.waiting.pop()
         num_tokens = request.lengths[position]
         request.num_waiting_tokens -= num_tokens
-        self.slots.append(_Slot(request, position, request.pairs[position]))
+        self.slots.append(_Slot(request, position, request.sequences[position]))
         self.num_tokens += num_tokens
         return num_tokens
 
@@ -157,14 +156,14 @@ class Scheduler:
 
     Args:
         open_workers: For each worker, what its thread calls, before its first batch, for a function
-            that scores batches; those functions run at the same time.
+            that runs batches; those functions run at the same time.
         name: For threads and errors.
         min_batch_tokens: What is split over idle workers is split into parts of no less.
     """
 
     def __init__(
         self,
-        open_workers: Sequence[Callable[[], Forward]],
+        open_workers: Sequence[Callable[[], BatchRunner]],
         *,
         name: str,
         min_batch_tokens: int = 1,
@@ -190,28 +189,28 @@ class Scheduler:
 
     def submit(
         self,
-        pairs: Sequence[Pair],
+        sequences: Sequence[TokenSequence],
         *,
         max_tokens: int,
-        max_pairs: int | None = None,
+        max_sequences: int | None = None,
         max_queued_tokens: int = MAX_QUEUED_TOKENS,
-    ) -> Future[list[float]]:
-        """Queue pairs and return a future of their scores, in the order given.
+    ) -> Future[list[Any]]:
+        """Queue sequences and return a future of their outputs, in the order given.
 
         Where requests share a batch, the smallest of their limits holds for it.
 
         Args:
-            pairs: What to score.
-            max_tokens: Tokens per batch; a longer pair runs alone.
-            max_pairs: Pairs per batch; None for no bound.
+            sequences: What to score.
+            max_tokens: Tokens per batch; a longer sequence runs alone.
+            max_sequences: Sequences per batch; None for no bound.
             max_queued_tokens: Bound on what may wait with this request included; where nothing
                 waits, a request of any size is taken.
 
         Raises:
             QueueFullError: Too much is waiting.
         """
-        request = _Request.of(pairs, max_tokens, max_pairs)
-        if not pairs:
+        request = _Request.of(sequences, max_tokens, max_sequences)
+        if not sequences:
             request.answer()
             return request.future
         with self._arrival:
@@ -225,9 +224,9 @@ class Scheduler:
         request.future.add_done_callback(lambda _: self._drop(request))
         return request.future
 
-    def warm_up(self, pairs: Sequence[Pair]) -> list[Future[list[float]]]:
-        """Let every worker score `pairs`, and return a future for each."""
-        requests = [_Request.of(pairs, 1, None) for _ in self._open_workers]
+    def warm_up(self, sequences: Sequence[TokenSequence]) -> list[Future[list[Any]]]:
+        """Let every worker run `sequences`, and return a future for each."""
+        requests = [_Request.of(sequences, 1, None) for _ in self._open_workers]
         with self._arrival:
             self._start_threads()
             for request, mine in zip(requests, self._to_each, strict=True):
@@ -306,13 +305,13 @@ class Scheduler:
             if request in self._line:
                 self._line.remove(request)
                 self._num_queued_tokens -= request.num_waiting_tokens
-            request.pairs = ()  # the future, and thus the caller, may keep the request
+            request.sequences = ()  # the future, and thus the caller, may keep the request
 
     def _work(self, worker: int) -> None:
         """Run batches, one after the other, until it is time to stop."""
         forward = _Lazy(self._open_workers[worker])
         while slots := self._take(worker):
-            self._score(slots, forward)
+            self._run(slots, forward)
             slots.clear()  # so that an idle worker keeps nobody's texts
 
     def _take(self, worker: int) -> list[_Slot]:
@@ -322,7 +321,9 @@ class Scheduler:
             while True:
                 if mine:
                     request = mine.popleft()
-                    return [_Slot(request, i, pair) for i, pair in enumerate(request.pairs)]
+                    return [
+                        _Slot(request, i, sequence) for i, sequence in enumerate(request.sequences)
+                    ]
                 if self._line:
                     slots = self._fill().slots
                     if self._line:
@@ -352,7 +353,7 @@ class Scheduler:
 
         A turn that a full batch interrupts goes on with the next batch.
         """
-        if request.credit <= 0:  # its turn begins; a long pair may have overdrawn the last one
+        if request.credit <= 0:  # its turn begins; a long sequence may have overdrawn the last one
             request.credit += request.max_tokens * len(self._threads)
         while request.waiting and request.credit > 0:
             if not batch.admits(request):
@@ -366,29 +367,27 @@ class Scheduler:
             self._line.append(request)
         return batch.num_tokens < batch.aim
 
-    def _score(self, slots: list[_Slot], forward: Forward) -> None:
-        """Score one batch; where it fails, narrow down whose fault it is."""
+    def _run(self, slots: list[_Slot], forward: BatchRunner) -> None:
+        """Run one batch; where it fails, narrow down whose fault it is."""
         slots = [slot for slot in slots if not slot.request.future.done()]
         if not slots:
             return
         begin = time.perf_counter()
         try:
-            scores = forward([slot.pair for slot in slots])
-            _check_count(scores, len(slots))
+            outputs = forward([slot.sequence for slot in slots])
+            _check_count(outputs, len(slots))
         except Exception as exc:  # noqa: BLE001  whatever it is belongs to a caller, not to this thread
             self._recover(slots, exc, forward)
             return
-        for request in self._accept(slots, scores, time.perf_counter() - begin):
+        for request in self._accept(slots, outputs, time.perf_counter() - begin):
             request.answer()
 
-    def _accept(
-        self, slots: list[_Slot], scores: Sequence[float], seconds: float
-    ) -> list[_Request]:
-        """Keep a batch's scores; return the requests that these were the last of."""
+    def _accept(self, slots: list[_Slot], outputs: Sequence[Any], seconds: float) -> list[_Request]:
+        """Keep a batch's outputs; return the requests that these were the last of."""
         complete = []
         with self._arrival:
-            for (request, position, _), score in zip(slots, scores, strict=True):
-                request.scores[position] = score
+            for (request, position, _), output in zip(slots, outputs, strict=True):
+                request.outputs[position] = output
                 request.num_missing -= 1
                 if not request.num_missing and not request.is_settled:
                     request.is_settled = True
@@ -397,25 +396,25 @@ class Scheduler:
             self._done = replace(
                 done,
                 num_batches=done.num_batches + 1,
-                num_pairs=done.num_pairs + len(slots),
+                num_sequences=done.num_sequences + len(slots),
                 num_tokens=done.num_tokens + _num_tokens(slots),
                 busy_seconds=done.busy_seconds + seconds,
             )
         return complete
 
-    def _recover(self, slots: list[_Slot], error: Exception, forward: Forward) -> None:
+    def _recover(self, slots: list[_Slot], error: Exception, forward: BatchRunner) -> None:
         """Try halves when out of memory, else each request alone: one fails only itself."""
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             _release_cached_memory()
             if len(slots) > 1:
                 middle = len(slots) // 2
-                self._score(slots[:middle], forward)
-                self._score(slots[middle:], forward)
+                self._run(slots[:middle], forward)
+                self._run(slots[middle:], forward)
                 return
         parts = list(_by_request(slots))
         if len(parts) > 1:
             for part in parts:
-                self._score(part, forward)
+                self._run(part, forward)
             return
         request = slots[0].request
         with self._arrival:
@@ -427,14 +426,14 @@ class Scheduler:
 class _Lazy:
     """A worker's function, opened by the worker's thread at its first batch."""
 
-    def __init__(self, open_worker: Callable[[], Forward]) -> None:
+    def __init__(self, open_worker: Callable[[], BatchRunner]) -> None:
         self._open_worker = open_worker
-        self._forward: Forward | None = None
+        self._forward: BatchRunner | None = None
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
+    def __call__(self, sequences: Sequence[TokenSequence]) -> list[Any]:
         if self._forward is None:
             self._forward = self._open_worker()
-        return self._forward(pairs)
+        return self._forward(sequences)
 
 
 def translate(error: Exception, *, num_tokens: int) -> Exception:
@@ -452,9 +451,9 @@ def translate(error: Exception, *, num_tokens: int) -> Exception:
     return translated
 
 
-def _check_count(scores: Sequence[float], num_pairs: int) -> None:
-    if len(scores) != num_pairs:
-        msg = f"it gave {len(scores)} scores for {num_pairs} pairs"
+def _check_count(outputs: Sequence[Any], num_sequences: int) -> None:
+    if len(outputs) != num_sequences:
+        msg = f"it gave {len(outputs)} outputs for {num_sequences} sequences"
         raise ValueError(msg)
 
 
@@ -464,7 +463,7 @@ def _by_request(slots: list[_Slot]) -> Iterator[list[_Slot]]:
 
 
 def _num_tokens(slots: list[_Slot]) -> int:
-    return sum(len(slot.pair.token_ids) for slot in slots)
+    return sum(slot.sequence.num_tokens for slot in slots)
 
 
 def _release_cached_memory() -> None:

@@ -39,6 +39,11 @@ class Pair:
     num_first: int
     is_truncated: bool
 
+    @property
+    def num_tokens(self) -> int:
+        """Count the tokens of both, special ones included."""
+        return len(self.token_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class PairTemplate:

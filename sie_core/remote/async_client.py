@@ -30,9 +30,9 @@ from sie_core.remote.pool import (
     to_request,
 )
 from sie_core.remote.transport import FOREIGN_ERRORS, Route, broken
-from sie_core.remote.wire import EncodeResult, Health, Reply
+from sie_core.remote.wire import Health, Reply
 from sie_core.settings import RemoteSettings
-from sie_core.types import Item, ScoreResult
+from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
 

@@ -13,9 +13,9 @@ from sie_core.errors import AuthenticationError, InputTooLongError, InvalidReque
 from sie_core.ranking import check_top_k
 from sie_core.remote import codec, wire
 from sie_core.remote.plan import Plan, Terms, attempts
-from sie_core.remote.wire import Batch, EncodeResult, Health, Ids, Part, PartScores, Request
+from sie_core.remote.wire import Batch, Health, Ids, Part, PartScores, Request
 from sie_core.settings import RemoteSettings
-from sie_core.types import Item, ScoreResult
+from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
 

@@ -19,7 +19,15 @@ import numpy as np
 from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidResponseError
 from sie_core.ranking import match_scores
 from sie_core.remote.codec import BodyFormat, decode, encode, to_array
-from sie_core.types import Item, ScoreEntry, ScoreResult, ScoreSpace, Usage
+from sie_core.types import (
+    EncodeResult,
+    Item,
+    ScoreEntry,
+    ScoreResult,
+    ScoreSpace,
+    SparseVector,
+    Usage,
+)
 
 PROTOCOL_VERSION: Final = "0.10.1"
 """The server version whose protocol this is; servers compare it with their own."""
@@ -28,22 +36,6 @@ _MIB: Final = 1024 * 1024
 _SMALL_REPLY_BYTES: Final = 4 * _MIB
 _SCORE_ENTRY_BYTES: Final = 1024
 _MAX_BYTES_PER_CHAR: Final = 6  # an escape in JSON
-
-
-class EncodeResult(TypedDict, total=False):
-    """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims]."""
-
-    id: str
-    dense: np.ndarray[Any, np.dtype[Any]]
-    multivector: np.ndarray[Any, np.dtype[Any]]
-    sparse: SparseVector
-
-
-class SparseVector(TypedDict):
-    """The entries of a sparse embedding that are not zero."""
-
-    indices: np.ndarray[Any, np.dtype[Any]]
-    values: np.ndarray[Any, np.dtype[Any]]
 
 
 class Health(TypedDict):

@@ -70,6 +70,13 @@ def loaded_model(client: LocalClient) -> LoadedModel:
     return model
 
 
+def pair_encoder(client: LocalClient) -> PairEncoder:
+    """Return the one cross-encoder that a client has loaded."""
+    model = loaded_model(client).model
+    assert isinstance(model, PairEncoder)
+    return model
+
+
 def queued(client: LocalClient) -> int:
     """Count the tokens that wait."""
     return loaded_model(client).scheduler.stats().num_queued_tokens
@@ -141,7 +148,7 @@ async def test_a_cancelled_task_leaves_no_work(tiny_bert: Path, gate: Gate) -> N
     assert queued(local) < before / 10
     gate.is_open.set()
     assert len((await stayed)["scores"]) == 3
-    assert loaded_model(local).scheduler.stats().num_pairs < 30
+    assert loaded_model(local).scheduler.stats().num_sequences < 30
 
 
 async def test_an_async_deadline_leaves_no_work(tiny_bert: Path, gate: Gate) -> None:
@@ -202,7 +209,7 @@ def test_what_was_chosen_is_logged_once_and_can_be_read(
         "exact on cpu: float32 (as mode='exact' asks for), 2 workers (of one thread each, as "
         "num_threads=2 asks for)"
     )
-    computed_by = loaded_model(client).encoder.computed_by
+    computed_by = loaded_model(client).model.computed_by
     assert client.describe() == description
     assert message == f"{tiny_bert} runs {description}, computed by {computed_by}"
     assert client.loaded() == {str(tiny_bert.resolve()): message.partition(" runs ")[2]}
@@ -238,7 +245,7 @@ def test_a_client_sets_the_size_of_the_token_cache(tiny_bert: Path) -> None:
         (usual, 4),
     ):
         client.score(model, QUERY, items(4))
-        assert loaded_model(client).encoder.tokenizer.cache.stats().num_texts == num_texts
+        assert pair_encoder(client).tokenizer.cache.stats().num_texts == num_texts
 
 
 def test_numbers_of_threads_give_the_same_scores(tiny_bert: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sie_core.errors import InferenceError, QueueFullError, ResourceExhaustedError
-from sie_core.local.scheduler import Forward, Scheduler
+from sie_core.local.model import BatchRunner
+from sie_core.local.scheduler import Scheduler
 from sie_core.local.tokenization import Pair
 
 PATIENCE_SECONDS = 20
@@ -39,7 +40,7 @@ class FakeModel:
         self.permits: threading.Semaphore | None = None
         self.failure: Callable[[Sequence[Pair]], Exception | None] = lambda _: None
 
-    def open(self) -> Forward:
+    def open(self) -> BatchRunner:
         """Open a worker."""
         self.num_opened += 1
         return self.forward
@@ -221,7 +222,7 @@ def test_the_tightest_limit_of_those_in_a_batch_holds(
     """One caller's batch_size and budget bound the batches that it shares."""
     make_busy(model, scheduler)
     futures = [
-        scheduler.submit([pair(1), pair(2), pair(3)], max_tokens=100, max_pairs=2),
+        scheduler.submit([pair(1), pair(2), pair(3)], max_tokens=100, max_sequences=2),
         scheduler.submit([pair(4), pair(5)], max_tokens=100),
         scheduler.submit([pair(6), pair(7)], max_tokens=3),
     ]
@@ -495,7 +496,7 @@ def test_a_pair_that_does_not_fit_fails_its_own_request_only(
 def test_a_wrong_number_of_scores_is_an_error(num_scores: int) -> None:
     """A forward pass that gives more or fewer scores than pairs is not trusted."""
     scheduler = Scheduler([lambda: lambda _: [0.5] * num_scores], name="wrong")
-    with pytest.raises(InferenceError, match=f"gave {num_scores} scores for 1 pairs"):
+    with pytest.raises(InferenceError, match=f"gave {num_scores} outputs for 1 sequences"):
         scheduler.submit([pair(1)], max_tokens=9).result(PATIENCE_SECONDS)
     scheduler.stop(PATIENCE_SECONDS)
 
@@ -504,7 +505,7 @@ def test_a_worker_that_cannot_be_opened_is_an_error_and_tried_again() -> None:
     """The caller learns why; the next batch opens it anew."""
     tries: list[int] = []
 
-    def open_worker() -> Forward:
+    def open_worker() -> BatchRunner:
         tries.append(1)
         if len(tries) == 1:
             msg = "no kernel"
@@ -550,7 +551,7 @@ def test_work_done_is_counted(model: FakeModel, make: Make) -> None:
     assert results([scheduler.submit([pair(i, 10) for i in range(40)], max_tokens=50)])
     scheduler.stop(PATIENCE_SECONDS)
     stats = scheduler.stats()
-    assert (stats.num_workers, stats.num_pairs, stats.num_tokens) == (2, 40, 400)
+    assert (stats.num_workers, stats.num_sequences, stats.num_tokens) == (2, 40, 400)
     assert stats.num_batches == len(model.batches) == 8
     assert stats.busy_seconds > 0
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from sie_core.errors import UnsupportedModelError
 from sie_core.local.encoder import PairEncoder
 from sie_core.local.model import Model
+from sie_core.models.recognition import Kind, recognise
 from sie_core.models.sources import ModelFiles
+
+_LOADERS: dict[Kind, Callable[..., Model]] = {"cross-encoder": PairEncoder.load}
 
 
 def load(
@@ -18,4 +24,8 @@ def load(
         UnsupportedModelError: It is of none that runs here; the message says why.
         ModelLoadError: Files are missing or broken, or weights do not fit the architecture.
     """
-    return PairEncoder.load(files, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    kind = recognise(files.folder)
+    if kind not in _LOADERS:
+        msg = f"{files.name} is a {kind} model, which this version does not run"
+        raise UnsupportedModelError(msg)
+    return _LOADERS[kind](files, device=device, dtype=dtype, allow_pickle=allow_pickle)

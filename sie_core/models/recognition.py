@@ -30,6 +30,8 @@ def recognise(folder: Path) -> Kind:
     [architecture, *_] = config.get("architectures") or [""]
     if architecture.endswith("ForSequenceClassification"):
         return "cross-encoder"
+    if not architecture and not (folder / "modules.json").exists():
+        return "cross-encoder"  # a missing head is named where the weights are read
     if architecture.endswith("ForCausalLM") and config.get("model_type") in _CAUSAL_TYPES:
         return "causal-reranker"
     if architecture == "HF_ColBERT" or _is_colbert(folder):

@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 
 import sie_core
 from sie_core.cli.backend import DEBUG
+from sie_core.cli.compare import compare
+from sie_core.cli.eval import evaluate
 from sie_core.cli.fetch import fetch
 from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
@@ -93,6 +95,8 @@ def describe(
 
 
 program.command()(rerank)
+program.command("eval")(evaluate)
+program.command()(compare)
 program.command()(models)
 program.command()(fetch)
 program.command()(health)

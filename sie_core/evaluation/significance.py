@@ -42,10 +42,10 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `no clear difference` where the interval holds zero."""
+        """`better`, `worse`, or `unclear` where the interval holds zero."""
         if self.low > 0:
             return "better"
-        return "worse" if self.high < 0 else "no clear difference"
+        return "worse" if self.high < 0 else "unclear"
 
 
 def paired_difference(

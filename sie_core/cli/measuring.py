@@ -410,7 +410,8 @@ class Measuring:
         if reranker.base_url is not None:
             return
         with self.steps.loading(reranker.model):
-            import_engine()
+            if self.make_reranker is None:  # another's rerankers bring their own engine
+                import_engine()
             reranker.warm_up()
 
     def _open_reranker(self, named: str) -> Reranker:

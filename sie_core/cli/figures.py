@@ -153,11 +153,16 @@ def _difference_cells(found: Mapping[str, Any]) -> list[str | Text]:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number > 0)
+        table.add_column(
+            column,
+            justify="left" if number == 0 else "right",
+            overflow="fold",
+            no_wrap=number > 0,
+        )
     return table
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004 -- three digits
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 -- three digits

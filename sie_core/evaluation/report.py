@@ -285,7 +285,7 @@ def _ratio(value: float, *, sign: str = "") -> str:
 def _amount(value: float | None) -> str:
     if value is None:
         return "not timed"
-    shown = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004 -- three digits
+    shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 -- three digits
     return f'<data value="{value!r}">{shown}</data>'
 
 

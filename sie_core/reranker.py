@@ -244,7 +244,7 @@ class Reranker:
 
         A server, or a client that was given, loads when it sees fit: for those it does nothing.
         """
-        if not self._is_local or self._is_warm:
+        if not self.is_local or self._is_warm:
             return
         client = self._open(is_async=False)
         if isinstance(client, _CHAINS):
@@ -304,7 +304,7 @@ class Reranker:
         await self.aclose()
 
     def __repr__(self) -> str:
-        where = "in-process" if self._is_local else self.base_url or "given client"
+        where = "in-process" if self.is_local else self.base_url or "given client"
         return f"Reranker(model={self.model!r}, {where}, top_k={self.top_k})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -346,7 +346,8 @@ class Reranker:
         self._is_warm = False
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether the model runs in this process, with no client given."""
         return self.base_url is None and self._client is None and self._async_client is None
 
     def _open(self, *, is_async: bool) -> Any:
@@ -377,7 +378,7 @@ class Reranker:
         return _Given(first.client, is_async=is_async)
 
     def _first_backend(self, *, is_async: bool) -> Backend:
-        if self._is_local:
+        if self.is_local:
             return self._backend(LOCAL)
         if self.base_url is not None:
             return Backend(client=self.base_url, arguments=self._remote_arguments)
@@ -394,7 +395,7 @@ class Reranker:
         is_one = isinstance(self.fallback, str) or not isinstance(self.fallback, Sequence)
         others = [self.fallback] if is_one else list(self.fallback)  # type: ignore[arg-type]
         # Whoever moves from a server to this process by leaving out base_url may leave this as is.
-        return [self._backend(other) for other in others if not (self._is_local and other == LOCAL)]
+        return [self._backend(other) for other in others if not (self.is_local and other == LOCAL)]
 
     def _backend(self, client: Any) -> Backend:
         if isinstance(client, Backend):

@@ -22,7 +22,7 @@ TEXTS = [
     "中文 😀 naïve",
     "paris is the capital of france",
 ]
-PARTS = ("config.json", "config_sentence_transformers.json")
+PLAIN_TEXTS = [text for text in TEXTS if text and text.isascii()]
 
 
 def scores(folder: Path, score_space: str | None = None) -> list[float]:
@@ -66,8 +66,8 @@ def test_ms_marco(make_tiny_bert: Callable[..., Path], activation: dict[str, obj
     assert scores(folder) == pytest.approx(expected(folder), abs=1e-4)
 
 
-def test_tiny_bert_of_two_heads(make_tiny_bert: Callable[..., Path]) -> None:
-    """TinyBERT differs from MiniLM in its sizes alone."""
+def test_tiny_bert(make_tiny_bert: Callable[..., Path]) -> None:
+    """TinyBERT differs from MiniLM in its sizes alone: here, one layer."""
     folder = make_tiny_bert(num_hidden_layers=1, activation="torch.nn.modules.linear.Identity")
     assert scores(folder) == pytest.approx(expected(folder), abs=1e-4)
 
@@ -79,10 +79,15 @@ def test_bge(tiny_xlmr: Path) -> None:
 
 @pytest.mark.parametrize(("normalize", "score_space"), [(False, "raw"), (True, "probability")])
 def test_bge_by_its_authors(tiny_xlmr: Path, normalize: bool, score_space: str) -> None:
-    """FlagReranker's raw scores and its normalised ones."""
+    """FlagReranker's raw scores and its normalised ones.
+
+    Under transformers 5 it decodes ids and tokenises again, which changes unknown characters, and
+    sends an empty document as no document: texts with neither.
+    """
     model = FlagReranker(str(tiny_xlmr), use_fp16=False, devices="cpu", max_length=128)
-    theirs = model.compute_score([(QUERY, text) for text in TEXTS], normalize=normalize)
-    assert scores(tiny_xlmr, score_space) == pytest.approx(list(theirs), abs=1e-4)
+    theirs = model.compute_score([(QUERY, text) for text in PLAIN_TEXTS], normalize=normalize)
+    ours = dict(zip(TEXTS, scores(tiny_xlmr, score_space), strict=True))
+    assert [ours[text] for text in PLAIN_TEXTS] == pytest.approx(list(theirs), abs=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -2,23 +2,19 @@
 
 It turns texts into items, asks a client for scores, and turns the reply into a `Ranking`. What is
 pure stands in `_prepare` and `_to_ranking`; `rerank` and `arerank` differ only in how they call.
+Whose client that is, and its life, is in `ClientHolder`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import inspect
-import os
-import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from sie_core.deadline import check_timeout_seconds
+from sie_core.client_holder import ClientHolder, check_text
 from sie_core.errors import InvalidRequestError
-from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient, open_backend
+from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
 from sie_core.ranking import (
     Ranking,
     check_score_space,
@@ -27,14 +23,11 @@ from sie_core.ranking import (
     match_scores,
     rank,
 )
-from sie_core.settings import DEFAULT_MODEL, check_mode
+from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, Item, Mode, ScoreSpace, ScoringClient, Usage
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
 """`local`, `retrieval_order`, a server's address, or a client."""
-
-_RUNTIME = ("_lock", "_opened", "_is_warm")
-"""What belongs to one process and is made anew in a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +43,7 @@ class _Call:
     score_threshold: float | None
 
 
-class Reranker:
+class Reranker(ClientHolder):
     """Order documents by relevance to a query.
 
     With no `base_url` (and no `SIE_BASE_URL`) the model runs in this process and is shared with
@@ -95,7 +88,8 @@ class Reranker:
         InvalidRequestError: An argument is wrong, or two exclude each other.
     """
 
-    _is_warm: bool
+    _client_method = "score"
+    _async_method = "arerank"
 
     def __init__(
         self,
@@ -128,50 +122,32 @@ class Reranker:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
         check_score_space(score_space)
-        check_timeout_seconds(timeout_seconds)
-        check_mode(mode, dtype)
-        _check_text(model=model, instruction=instruction, base_url=base_url)
-        is_given = client is not None or async_client is not None
-        if is_given:
-            _refuse_with_client(
-                base_url=base_url,
-                timeout_seconds=timeout_seconds,
-                device=device,
-                mode=None if mode == "auto" else mode,
-                dtype=dtype,
-                num_threads=num_threads,
-            )
-        self.model = model
-        self.base_url = None if is_given else base_url or os.environ.get("SIE_BASE_URL") or None
+        super().__init__(
+            model,
+            base_url=base_url,
+            api_key=api_key,
+            client=client,
+            async_client=async_client,
+            instruction=instruction,
+            options=options,
+            gpu=gpu,
+            wait_for_capacity=wait_for_capacity,
+            timeout_seconds=timeout_seconds,
+            device=device,
+            mode=mode,
+            dtype=dtype,
+            num_threads=num_threads,
+            max_length=max_length,
+            batch_size=batch_size,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+        )
         self.fallback = fallback
         self.hedge_after_ms = hedge_after_ms
         self.top_k = top_k
         self.score_threshold = score_threshold
-        self.instruction = instruction
         self.score_space = score_space
-        self.options = dict(options or {})
-        self.gpu = gpu
-        self.timeout_seconds = timeout_seconds
-        self.max_length = max_length
-        self.batch_size = batch_size
-        self._local_arguments = {
-            "device": device,
-            "mode": mode,
-            "dtype": dtype,
-            "num_threads": num_threads,
-            "timeout_seconds": timeout_seconds,
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-        }
-        self._remote_arguments = {
-            "api_key": api_key,
-            "timeout_seconds": timeout_seconds,
-            "wait_for_capacity": wait_for_capacity,
-        }
-        self._client = client
-        self._async_client = async_client
-        self._settle()
         if self.base_url is not None or fallback is not None:
             self._open(is_async=False)  # connects to nothing, but refuses a wrong address now
 
@@ -239,43 +215,6 @@ class Reranker:
         reply = await score(self.model, call.query, call.items, **call.arguments)
         return self._to_ranking(call, reply)
 
-    def warm_up(self) -> None:
-        """Fetch and load an in-process model now, so that the first call does not pay for it.
-
-        A server, or a client that was given, loads when it sees fit: for those it does nothing.
-        """
-        if not self.is_local or self._is_warm:
-            return
-        client = self._open(is_async=False)
-        if isinstance(client, _CHAINS):
-            client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
-        else:
-            client.warm_up(self.model)
-        self._is_warm = True
-
-    async def awarm_up(self) -> None:
-        """Do what `warm_up` does, without blocking the event loop."""
-        await asyncio.to_thread(self.warm_up)
-
-    def close(self) -> None:
-        """Release the model, unless others in this process still hold it, and all connections.
-
-        May be called twice.
-        """
-        opened = self._take_opened()
-        for client in opened:
-            closing = client.close()
-            if inspect.isawaitable(closing):
-                _finish(closing)
-
-    async def aclose(self) -> None:
-        """Do what `close` does, without blocking the event loop."""
-        for client in self._take_opened():
-            if inspect.iscoroutinefunction(client.close):
-                await client.close()
-            else:
-                await asyncio.to_thread(client.close)
-
     @property
     def circuit_states(self) -> dict[str, str]:
         """With a fallback: whether each backend is asked, rests, or is tried again.
@@ -291,103 +230,29 @@ class Reranker:
                     states[name] = state
         return states
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def __repr__(self) -> str:
-        where = "in-process" if self.is_local else self.base_url or "given client"
-        return f"Reranker(model={self.model!r}, {where}, top_k={self.top_k})"
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out secrets, and what belongs to this process."""
-        return {
-            **{name: value for name, value in self.__dict__.items() if name not in _RUNTIME},
-            "fallback": _without_secrets(self.fallback),
-            "_local_arguments": self._local_arguments | {"token": None},
-            "_remote_arguments": self._remote_arguments | {"api_key": None},
-        }
+        return super().__getstate__() | {"fallback": _without_secrets(self.fallback)}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._settle()
+    def _shown(self) -> str:
+        return f", top_k={self.top_k}"
 
-    def __copy__(self) -> Self:
-        return self.__deepcopy__({})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Make another with the same settings, secrets included: it stays in this process.
-
-        Clients that were given are shared, as they stay the caller's.
-        """
-        twin = object.__new__(type(self))
-        for given in (self._client, self._async_client):
-            memo[id(given)] = given
-        twin.__setstate__(
-            {
-                name: copy.deepcopy(value, memo)
-                for name, value in self.__dict__.items()
-                if name not in _RUNTIME
-            }
-        )
-        return twin
-
-    def _settle(self) -> None:
-        self._lock = threading.Lock()
-        self._opened: dict[bool, Any] = {}
-        self._is_warm = False
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the model runs in this process, with no client given."""
-        return self.base_url is None and self._client is None and self._async_client is None
-
-    def _open(self, *, is_async: bool) -> Any:
-        """Return the client that calls go to; make it at the first call."""
-        with self._lock:
-            if is_async not in self._opened:
-                self._opened[is_async] = self._make_client(is_async=is_async)
-            return self._opened[is_async]
-
-    def _take_opened(self) -> list[Any]:
-        """Forget the clients made here, and return them to be closed. Given ones stay open."""
-        with self._lock:
-            opened, self._opened = list(self._opened.values()), {}
-            self._is_warm = False
-        return [client for client in opened if not isinstance(client, _Given)]
+    def _warm_up(self, client: Any) -> None:
+        if isinstance(client, _CHAINS):
+            client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
+        else:
+            super()._warm_up(client)
 
     def _make_client(self, *, is_async: bool) -> Any:
-        first, others = self._first_backend(is_async=is_async), self._fallback_backends()
-        if others:
-            kind = AsyncFallbackClient if is_async else FallbackClient
-            return kind(
-                [first, *others],
-                hedge_after_ms=self.hedge_after_ms,
-                timeout_seconds=self.timeout_seconds,
-            )
-        if isinstance(first.client, str):
-            return open_backend(first, is_async)
-        return _Given(first.client, is_async=is_async)
-
-    def _first_backend(self, *, is_async: bool) -> Backend:
-        if self.is_local:
-            return self._backend(LOCAL)
-        if self.base_url is not None:
-            return Backend(client=self.base_url, arguments=self._remote_arguments)
-        if is_async:
-            return self._backend(self._async_client or self._client)
-        if self._client is None:
-            msg = "only async_client was given: call arerank, or pass client= for sync calls"
-            raise InvalidRequestError(msg)
-        return self._backend(self._client)
+        others = self._fallback_backends()
+        if not others:
+            return super()._make_client(is_async=is_async)
+        kind = AsyncFallbackClient if is_async else FallbackClient
+        return kind(
+            [self._first_backend(is_async=is_async), *others],
+            hedge_after_ms=self.hedge_after_ms,
+            timeout_seconds=self.timeout_seconds,
+        )
 
     def _fallback_backends(self) -> list[Backend]:
         if self.fallback is None:
@@ -396,11 +261,6 @@ class Reranker:
         others = [self.fallback] if is_one else list(self.fallback)  # type: ignore[arg-type]
         # Whoever moves from a server to this process by leaving out base_url may leave this as is.
         return [self._backend(other) for other in others if not (self.is_local and other == LOCAL)]
-
-    def _backend(self, client: Any) -> Backend:
-        if isinstance(client, Backend):
-            return client
-        return Backend(client=client, arguments=self._local_arguments if client == LOCAL else {})
 
     def _prepare(
         self,
@@ -416,7 +276,7 @@ class Reranker:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
         check_score_space(score_space)
-        _check_text(instruction=instruction)
+        check_text(instruction=instruction)
         _check_documents(documents)
         indices = [i for i, text in enumerate(documents) if text is not None and text.strip()]
         if documents:
@@ -426,28 +286,12 @@ class Reranker:
             items=[Item(id=str(i), text=documents[i] or "") for i in indices],
             indices=indices,
             num_documents=len(documents),
-            arguments=self._arguments(instruction, score_space),
+            arguments=self._arguments(
+                instruction or self.instruction, score_space=score_space or self.score_space
+            ),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
         )
-
-    def _arguments(self, instruction: str | None, score_space: ScoreSpace | None) -> dict[str, Any]:
-        """Collect the keyword arguments of the client's `score`, leaving out what was not set."""
-        options = self.options | {
-            name: value
-            for name, value in (
-                ("max_length", self.max_length),
-                ("batch_size", self.batch_size),
-                ("score_space", score_space or self.score_space),
-            )
-            if value is not None
-        }
-        arguments = {
-            "instruction": instruction or self.instruction,
-            "options": options or None,
-            "gpu": self.gpu,
-        }
-        return {name: value for name, value in arguments.items() if value is not None}
 
     def _to_ranking(self, call: _Call, reply: Mapping[str, Any] | None) -> Ranking:
         """Match scores to documents through the ids sent, and order them."""
@@ -494,56 +338,7 @@ def _without_secrets(fallback: Any) -> Any:
     return fallback
 
 
-class _Given:
-    """A client that the caller gave: used as it is, never closed. A sync one gets a thread."""
-
-    def __init__(self, client: Any, *, is_async: bool) -> None:
-        is_native = inspect.iscoroutinefunction(client.score)
-        self.score = client.score if is_native or not is_async else _in_thread(client.score)
-
-
-def _in_thread(score: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    async def call(*positional: Any, **named: Any) -> Any:
-        return await asyncio.to_thread(score, *positional, **named)
-
-    return call
-
-
 _CHAINS = (FallbackClient, AsyncFallbackClient)
-
-
-def _finish(closing: Awaitable[None]) -> None:
-    """Wait for an async close from sync code; inside a running loop it must do so by itself."""
-
-    async def wait() -> None:
-        await closing
-
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(wait())
-        return
-    task = loop.create_task(wait())
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
-
-
-_closing: set[asyncio.Task[None]] = set()
-"""Held until done: the event loop itself holds tasks only weakly."""
-
-
-def _refuse_with_client(**settings: object) -> None:
-    given = [name for name, value in settings.items() if value is not None]
-    if given:
-        msg = f"{', '.join(given)} cannot be combined with a client: set it on the client"
-        raise InvalidRequestError(msg)
-
-
-def _check_text(**values: object) -> None:
-    for name, value in values.items():
-        if value is not None and not isinstance(value, str):
-            msg = f"{name} must be a string, but got {type(value).__name__}: {value!r}"
-            raise InvalidRequestError(msg)
 
 
 def _check_query(query: object) -> None:

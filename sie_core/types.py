@@ -90,3 +90,21 @@ class AsyncScoringClient(Protocol):
     def score(self) -> Callable[..., Awaitable[Mapping[str, Any]]]:
         """The coroutine function `score(model, query, items, **options)`."""
         ...
+
+
+class EncodingClient(Protocol):
+    """Anything that turns items into embeddings: `LocalClient`, `SIEClient`."""
+
+    @property
+    def encode(self) -> Callable[..., Any]:
+        """The function `encode(model, items, **options)`; it returns a list of `EncodeResult`."""
+        ...
+
+
+class AsyncEncodingClient(Protocol):
+    """The same for asyncio: `LocalAsyncClient`, `SIEAsyncClient`."""
+
+    @property
+    def encode(self) -> Callable[..., Awaitable[Any]]:
+        """The coroutine function `encode(model, items, **options)`."""
+        ...

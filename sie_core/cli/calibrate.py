@@ -203,7 +203,7 @@ def _score(
     # A server that does not say which scores it gives is taken as it is.
     wanted: ScoreSpace | None = "raw" if reranker.is_local else None
     judged: list[JudgedScore] = []
-    spaces: set[ScoreSpace | None] = set()
+    space: ScoreSpace | None = None
     queries = track(
         by_query.items(),
         "scoring",
@@ -213,7 +213,7 @@ def _score(
     )
     for query, members in queries:
         ranking = reranker.rerank(query, [pair.text for pair in members], score_space=wanted)
-        spaces.add(ranking.score_space)
+        space = None if ranking.score_space == "calibrated" else ranking.score_space
         judged += [
             JudgedScore(
                 query_id=query, score=entry.score, is_relevant=members[entry.index].is_relevant
@@ -221,7 +221,6 @@ def _score(
             for entry in ranking
             if entry.score is not None
         ]
-    [space] = spaces
     return judged, space
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 from sie_core.errors import ModelLoadError, UnsupportedModelError
 from sie_core.local.tokenization import read_tokenizer_config
 from sie_core.models.checkpoint import CONFIG
+from sie_core.models.recognition import count_labels
 from sie_core.models.sources import ModelFiles
 from sie_core.types import ScoreSpace
 
@@ -62,7 +63,6 @@ _SCORE_SPACES: dict[str, ScoreSpace] = {
     "torch.nn.Sigmoid": "probability",
 }
 
-_MAX_LABELS = 2
 _UNSET_MODEL_MAX_LENGTH = 10**9
 """transformers writes a huge number where a tokenizer names no maximum."""
 
@@ -194,7 +194,7 @@ class Architecture:
             ModelLoadError: config.json cannot be read, or its numbers make no sense.
         """
         config = _read_config(files)
-        num_labels = _read_num_labels(config)
+        num_labels = count_labels(config.content)
         try:
             sizes = _read_sizes(config)
             fields = _read_modernbert(config) if config.model_type == "modernbert" else {}
@@ -274,25 +274,6 @@ def _read_config(files: ModelFiles) -> _Config:
         )
         raise UnsupportedModelError(msg)
     return _Config(model_type, content)
-
-
-def _read_num_labels(config: _Config) -> int:
-    """Return the number of labels, 1 or 2.
-
-    Raises:
-        UnsupportedModelError: More labels: there is no one number to order by.
-    """
-    labels = config.get("id2label")
-    if labels is None:
-        num_labels = config.get("num_labels") or _MAX_LABELS  # what transformers leaves unsaid
-        labels = {i: f"LABEL_{i}" for i in range(num_labels)}
-    if len(labels) not in {1, _MAX_LABELS}:
-        msg = (
-            f"the model has {len(labels)} labels ({', '.join(labels.values())}); a "
-            "reranker has one score, or two labels of which the second means relevant"
-        )
-        raise UnsupportedModelError(msg)
-    return len(labels)
 
 
 def _read_sizes(config: _Config) -> dict[str, Any]:

@@ -36,6 +36,9 @@ _PREFIXES = ("bert.", "roberta.", "model.")
 
 _HEADS = ("classifier.", "head.")
 
+_OTHERS = (*_HEADS, "linear.")
+"""The names that stand beside a body's; `linear` is what projects the vectors of a ColBERT."""
+
 _JINA_LAYER = re.compile(r"(.*\bencoder)\.layers\.(\d+)\.(.+)\.(weight|bias)$")
 _JINA_PARTS = {
     "mixer.Wqkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -129,15 +132,16 @@ class Weights:
 
     def _short(self, name: str) -> str:
         """Return a name without what a body that was saved by itself leaves out."""
-        is_of_body = self._is_bare and not name.startswith(_HEADS)
+        is_of_body = self._is_bare and not name.startswith(_OTHERS)
         return name.partition(".")[2] if is_of_body else name
 
     def _lacking(self, missing: list[str]) -> ModelLoadError:
-        msg = (
-            f"the weights of {self._files.name} in {self._files.folder} lack {len(missing)} "
-            f"tensors of a trained classifier, such as {missing[0]!r}: it is not a reranker"
-        )
-        return ModelLoadError(msg)
+        where = f"the weights of {self._files.name} in {self._files.folder}"
+        if any(name.startswith(_HEADS) for name in missing):
+            what = f"of a trained classifier, such as {missing[0]!r}: it is not a reranker"
+        else:
+            what = f"that its configuration wants, such as {missing[0]!r}"
+        return ModelLoadError(f"{where} lack {len(missing)} tensors {what}")
 
 
 _Reader = Callable[[], torch.Tensor]

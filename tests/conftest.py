@@ -100,6 +100,21 @@ def tiny_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_rotary_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier on the body of jina-colbert-v2: the same without a table of positions."""
+    from safetensors.torch import load_file, save_file
+
+    folder = make_xlmr(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-rotary-jina", initializer_range=0.3
+    )
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["roberta.embeddings.position_embeddings.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return rename_as_jina(folder, position_embedding_type="rotary", rotary_emb_base=20000.0)
+
+
+@pytest.fixture(scope="session")
 def tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ModernBERT cross-encoder with random weights, most layers of which see 8 tokens around."""
     return make_modernbert(tmp_path_factory.mktemp("checkpoints") / "tiny-modernbert")

@@ -63,6 +63,9 @@ _SCORE_SPACES: dict[str, ScoreSpace] = {
     "torch.nn.Sigmoid": "probability",
 }
 
+_ROTARY_BASE = 10_000.0
+"""The base of rotary frequencies where a configuration names none."""
+
 _UNSET_MODEL_MAX_LENGTH = 10**9
 """transformers writes a huge number where a tokenizer names no maximum."""
 
@@ -109,7 +112,7 @@ _DEFAULTS: dict[ModelType, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryLayer:
-    """How one layer of a ModernBERT attends.
+    """How one layer with rotary positions attends.
 
     Attributes:
         window: A token sees those at most this far away on either side; None for all.
@@ -133,14 +136,17 @@ class Architecture:
         intermediate_size: Width of the feed-forward part (of each half of it, for ModernBERT).
         hidden_act: The feed-forward activation.
         layer_norm_eps: Added to the variance in every LayerNorm.
-        max_positions: Rows of the position embedding; positions that ModernBERT was trained for.
-        position_offset: The position of the first token: 0, or behind the padding's for RoBERTa.
+        max_positions: Rows of the position embedding; where positions are rotary, those that the
+            model was trained for.
+        position_offset: The position of the first token: 0, or behind the padding's where RoBERTa
+            has a table of them.
         type_vocab_size: Rows of the token type embedding; 0 where there is none.
         pad_token_id: The padding token.
         num_labels: 1, or 2 of which the second means relevant; 0 for an encoder.
         max_length: The most tokens of a pair: what the tokenizer names and the positions allow.
         score_space: What the model's own configuration says its scores are.
-        rotary_layers: One for each layer of a ModernBERT; empty for the others.
+        rotary_layers: One for each layer, where positions are rotary (ModernBERT's and those of
+            some of Jina's); empty where a table gives them.
         norm_bias: Whether LayerNorms have a bias; always so but for ModernBERT.
         attention_bias: The same for the attention's linear layers.
         mlp_bias: The same for the feed-forward's.
@@ -202,15 +208,16 @@ class Architecture:
         try:
             sizes = _read_sizes(config)
             fields = _read_modernbert(config) if config.model_type == "modernbert" else {}
+            if _is_rotary_xlmr(config):
+                fields = _read_rotary_xlmr(config, sizes)
         except (KeyError, TypeError, ValueError) as exc:
             msg = f"config.json of {files.name} in {files.folder} could not be read: {exc!r}"
             raise ModelLoadError(msg) from exc
         return cls(
-            **sizes,
-            **fields,
+            **(sizes | fields),
             model_type=config.model_type,
             num_labels=num_labels,
-            max_length=_read_max_length(sizes, files.folder),
+            max_length=_read_max_length(sizes | fields, files.folder),
             score_space=_read_score_space(config, files.folder) if is_classifier else "raw",
         )
 
@@ -271,10 +278,11 @@ def _read_config(files: ModelFiles) -> _Config:
         msg = f"{files.name} is a decoder (is_decoder in its config.json), not an encoder"
         raise UnsupportedModelError(msg)
     positions = content.get("position_embedding_type") or "absolute"
-    if model_type != "modernbert" and positions != "absolute":
+    known = {"absolute", "rotary"} if model_type == "xlm-roberta" else {"absolute"}
+    if model_type != "modernbert" and positions not in known:
         msg = (
             f"the position_embedding_type of {files.name} is {positions!r}; this engine computes "
-            "'absolute'"
+            f"{', '.join(map(repr, sorted(known)))}"
         )
         raise UnsupportedModelError(msg)
     return _Config(model_type, content)
@@ -302,6 +310,25 @@ def _read_sizes(config: _Config) -> dict[str, Any]:
         msg = "hidden_size {hidden_size} is no multiple of {num_heads} heads".format_map(sizes)
         raise ValueError(msg)
     return sizes
+
+
+def _is_rotary_xlmr(config: _Config) -> bool:
+    is_rotary = config.get("position_embedding_type") == "rotary"
+    return is_rotary and config.model_type == "xlm-roberta"
+
+
+def _read_rotary_xlmr(config: _Config, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Jina's XLM-RoBERTa has in place of a table of positions.
+
+    Its max_position_embeddings still counts those that a table has before a text's first token.
+    """
+    base = config.get("rotary_emb_base")
+    layer = RotaryLayer(window=None, theta=_ROTARY_BASE if base is None else float(base))
+    return {
+        "rotary_layers": (layer,) * sizes["num_layers"],
+        "max_positions": sizes["max_positions"] - sizes["position_offset"],
+        "position_offset": 0,
+    }
 
 
 def _read_modernbert(config: _Config) -> dict[str, Any]:

@@ -191,5 +191,5 @@ def test_positions_of_other_kinds_are_refused(tiny_jina: Path, tmp_path: Path) -
     config = json.loads((tiny_jina / "config.json").read_text())
     config["position_embedding_type"] = "relative_key"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match="'relative_key'; .*'absolute', 'rotary'"):
+    with pytest.raises(UnsupportedModelError, match=r"'relative_key'; .*'absolute', 'rotary'"):
         Architecture.read(ModelFiles(name="test/jina", folder=tmp_path, source="folder"))

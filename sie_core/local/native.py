@@ -132,7 +132,7 @@ def available_kernels() -> tuple[str, ...]:
 
 def choose_kernels(architecture: Architecture, dtype: torch.dtype) -> str | None:
     """Return the fastest kernels for a model in a number format, None if torch must do it."""
-    if architecture.model_type == "modernbert" or architecture.hidden_act not in _ACTIVATIONS:
+    if architecture.rotary_layers or architecture.hidden_act not in _ACTIVATIONS:
         return None
     wanted = _KERNELS_OF.get(dtype, ())
     for name in available_kernels():

@@ -151,9 +151,12 @@ def test_pickled_weights_are_refused_before_anything_is_downloaded(fake_hub: Fak
 
 
 def test_a_repository_without_weights_is_an_error(fake_hub: FakeHub) -> None:
-    """Such as one with files for another runtime only."""
-    fake_hub.files = {"config.json": b"{}", "model.gguf": b""}
+    """Such as one with files for another runtime only, which are named."""
+    fake_hub.files = {"config.json": b"{}"}
     with pytest.raises(ModelLoadError, match="holds no weights"):
+        hub.download(NAME, SourceSettings())
+    fake_hub.files["model.gguf"] = b""
+    with pytest.raises(UnsupportedModelError, match=r"weights for llama\.cpp"):
         hub.download(NAME, SourceSettings())
 
 

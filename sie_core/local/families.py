@@ -7,12 +7,16 @@ from collections.abc import Callable
 import torch
 
 from sie_core.errors import UnsupportedModelError
+from sie_core.local.decoder import CausalReranker
 from sie_core.local.encoder import PairEncoder
 from sie_core.local.model import Model
 from sie_core.models.recognition import Kind, recognise
 from sie_core.models.sources import ModelFiles
 
-_LOADERS: dict[Kind, Callable[..., Model]] = {"cross-encoder": PairEncoder.load}
+_LOADERS: dict[Kind, Callable[..., Model]] = {
+    "causal-reranker": CausalReranker.load,
+    "cross-encoder": PairEncoder.load,
+}
 
 
 def load(

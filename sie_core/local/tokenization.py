@@ -133,14 +133,7 @@ class PairTokenizer:
         Raises:
             ModelLoadError: `tokenizer.json` is missing or cannot be read.
         """
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as exc:  # the library raises plain Exception
-            msg = (
-                f"no fast tokenizer could be read from {folder / 'tokenizer.json'} ({exc}); save "
-                "one there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-            )
-            raise ModelLoadError(msg) from exc
+        tokenizer = load_tokenizer(folder)
         side = read_tokenizer_config(folder).get("truncation_side", "right")
         return cls(tokenizer, truncation_side="left" if side == "left" else "right")
 
@@ -221,6 +214,22 @@ def truncate_longest_first(num_query: int, num_document: int, room: int) -> tupl
         shorter = room // 2
         longer = shorter + room % 2
     return (longer, shorter) if num_query > num_document else (shorter, longer)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the fast tokenizer of a model folder.
+
+    Raises:
+        ModelLoadError: `tokenizer.json` is missing or cannot be read.
+    """
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as exc:  # the library raises plain Exception
+        msg = (
+            f"no fast tokenizer could be read from {folder / 'tokenizer.json'} ({exc}); save "
+            "one there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        )
+        raise ModelLoadError(msg) from exc
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:

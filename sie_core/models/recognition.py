@@ -29,10 +29,12 @@ def recognise(folder: Path) -> Kind:
     config = _read_json(folder / CONFIG)
     [architecture, *_] = config.get("architectures") or [""]
     if architecture.endswith("ForSequenceClassification"):
+        _refuse_converted(folder, architecture, config.get("model_type"))
         return "cross-encoder"
     if not architecture and not (folder / "modules.json").exists():
         return "cross-encoder"  # a missing head is named where the weights are read
-    if architecture.endswith("ForCausalLM") and config.get("model_type") in _CAUSAL_TYPES:
+    is_causal = architecture.endswith("ForCausalLM") and config.get("model_type") in _CAUSAL_TYPES
+    if is_causal and not _has_pooling(folder):
         return "causal-reranker"
     if architecture == "HF_ColBERT" or _is_colbert(folder):
         return "late-interaction"
@@ -44,6 +46,34 @@ def recognise(folder: Path) -> Kind:
         "ColBERT models, and sentence encoders"
     )
     raise UnsupportedModelError(msg)
+
+
+def _refuse_converted(folder: Path, architecture: str, model_type: str | None) -> None:
+    """Raise UnsupportedModelError for a language model whose answers became a classifier's labels.
+
+    Such conversions of Qwen3-Reranker leave the prompt, without which they say nothing, to whoever
+    calls them.
+    """
+    if model_type in _CAUSAL_TYPES:
+        msg = (
+            f"{folder} holds a {architecture}, a causal-LM reranker converted to a classifier, "
+            "whose files do not say what it is to be asked; use the original, such as "
+            "Qwen/Qwen3-Reranker-0.6B, whose prompt is known here"
+        )
+        raise UnsupportedModelError(msg)
+
+
+def _has_pooling(folder: Path) -> bool:
+    """Tell an embedding model made of a language model by its list of modules."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return False
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        return any(module["type"].endswith("Pooling") for module in modules)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
+        msg = f"{path} could not be read: {exc!r}"
+        raise ModelLoadError(msg) from exc
 
 
 def _is_colbert(folder: Path) -> bool:

@@ -10,7 +10,10 @@ Each step can be called and timed by itself: `embed`, `layer` for all layers but
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import nn
@@ -75,6 +78,7 @@ class BertClassifier:
     """
 
     def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
+        self._architecture = architecture
         self._num_heads = architecture.num_heads
         self._activation = architecture.hidden_act
         self._head_activation = ACTIVATIONS[architecture.head_act]
@@ -110,6 +114,29 @@ class BertClassifier:
         for index in range(self.num_layers - 1):
             hidden = self.layer(index, hidden, attention)
         return self.head(self.last_layer(hidden, inputs, attention))
+
+    def with_linears(self, change: Callable[[Sequence[str], Linear], Linear]) -> Self:
+        """Return the same classifier with other linear layers; all else is shared.
+
+        Args:
+            change: Takes the names that a layer was read from, and the layer; returns another.
+        """
+        twin = copy.copy(self)
+        body = f"{body_name(self._architecture)}.encoder.layer"
+        twin._layers = [  # noqa: SLF001
+            replace(
+                layer,
+                qkv=change(_attention_names(f"{body}.{i}"), layer.qkv),
+                attention_out=change([f"{body}.{i}.attention.output.dense"], layer.attention_out),
+                up=change([f"{body}.{i}.intermediate.dense"], layer.up),
+                down=change([f"{body}.{i}.output.dense"], layer.down),
+            )
+            for i, layer in enumerate(self._layers)
+        ]
+        dense, classifier = head_names(self._architecture)
+        twin._dense = change([dense], self._dense)  # noqa: SLF001
+        twin._classifier = change([classifier], self._classifier)  # noqa: SLF001
+        return twin
 
     def embed(self, inputs: PackedInputs) -> torch.Tensor:
         """Return the embeddings of all tokens; [total, hidden]."""

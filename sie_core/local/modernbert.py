@@ -11,6 +11,8 @@ Each step can be called and timed by itself: `embed`, `layer` for all layers but
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -78,7 +80,7 @@ class Rotation:
 
     Rotating a pair of numbers by an angle is multiplying one complex number by another (Su et al.
     2021, arXiv:2104.09864, section 3.4.2). The pairs that a checkpoint has in the two halves of a
-    head are neighbours here: see `_interleaved`.
+    head are neighbours here: see `interleaved`.
 
     Attributes:
         factors: [rows, 1, 1, head size / 2].
@@ -101,7 +103,7 @@ class Rotation:
             x.copy_(exact)
 
 
-def _interleaved(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+def interleaved(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Put the first and the second half of every query and key head alternately.
 
     Their products, which are all that is made of them, do not depend on the order.
@@ -166,6 +168,27 @@ class ModernBertClassifier:
         for index in range(self.num_layers - 1):
             hidden = self.layer(index, hidden, rotations, attention)
         return self.head(self.last_layer(hidden, rotations, inputs, attention))
+
+    def with_linears(self, change: Callable[[Sequence[str], Linear], Linear]) -> Self:
+        """Return the same classifier with other linear layers; all else is shared.
+
+        Args:
+            change: Takes the names that a layer was read from, and the layer; returns another.
+        """
+        twin = copy.copy(self)
+        twin._layers = [  # noqa: SLF001
+            replace(
+                layer,
+                qkv=change([f"model.layers.{i}.attn.Wqkv"], layer.qkv),
+                attention_out=change([f"model.layers.{i}.attn.Wo"], layer.attention_out),
+                up=change([f"model.layers.{i}.mlp.Wi"], layer.up),
+                down=change([f"model.layers.{i}.mlp.Wo"], layer.down),
+            )
+            for i, layer in enumerate(self._layers)
+        ]
+        twin._dense = change(["head.dense"], self._dense)  # noqa: SLF001
+        twin._classifier = change(["classifier"], self._classifier)  # noqa: SLF001
+        return twin
 
     def rotations(self, inputs: PackedInputs) -> Rotations:
         """Return the rotation of a batch for each base that some layer has."""
@@ -273,8 +296,8 @@ class _Reader:
         linear = self.linear(name, has_bias=self.architecture.attention_bias)
         bias, num_heads = linear.bias, self.architecture.num_heads
         return Linear(
-            _interleaved(linear.weight, num_heads),
-            None if bias is None else _interleaved(bias, num_heads),
+            interleaved(linear.weight, num_heads),
+            None if bias is None else interleaved(bias, num_heads),
         )
 
     def layer(self, index: int) -> ModernBertLayer:

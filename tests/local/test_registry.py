@@ -37,7 +37,8 @@ def test_callers_who_arrive_together_load_once() -> None:
     registry, loads, start = Registry(), [], threading.Barrier(32)
     holder, got = Holder(), []
 
-    def load() -> LoadedModel:
+    def load(source: str | None = None) -> LoadedModel:
+        del source
         loads.append(1)
         return model()
 
@@ -58,7 +59,8 @@ def test_a_failed_load_fails_all_who_wait_and_is_tried_again() -> None:
     """The error reaches every waiter; the next call loads afresh."""
     registry, holder = Registry(), Holder()
 
-    def fail() -> LoadedModel:
+    def fail(source: str | None = None) -> LoadedModel:
+        del source
         msg = "no weights"
         raise OSError(msg)
 
@@ -103,7 +105,8 @@ def test_release_while_loading_stops_the_model_when_it_is_there() -> None:
     """A model released on its way still reaches who waits for it, and is then let go."""
     registry, holder, may_load = Registry(), Holder(), threading.Event()
 
-    def load() -> LoadedModel:
+    def load(source: str | None = None) -> LoadedModel:
+        del source
         may_load.wait(PATIENCE_SECONDS)
         return model()
 

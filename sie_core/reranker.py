@@ -87,6 +87,8 @@ class Reranker:
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
+        lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
+            model as it is.
         revision: In-process: branch, tag or commit of the model on the hub.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -121,6 +123,7 @@ class Reranker:
         num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -130,7 +133,7 @@ class Reranker:
         check_score_space(score_space)
         check_timeout_seconds(timeout_seconds)
         check_mode(mode, dtype)
-        _check_text(model=model, instruction=instruction, base_url=base_url)
+        _check_text(model=model, instruction=instruction, base_url=base_url, lora=lora)
         is_given = client is not None or async_client is not None
         if is_given:
             _refuse_with_client(
@@ -154,6 +157,7 @@ class Reranker:
         self.timeout_seconds = timeout_seconds
         self.max_length = max_length
         self.batch_size = batch_size
+        self.lora = lora
         self._local_arguments = {
             "device": device,
             "mode": mode,
@@ -437,6 +441,7 @@ class Reranker:
             for name, value in (
                 ("max_length", self.max_length),
                 ("batch_size", self.batch_size),
+                ("lora", self.lora),
                 ("score_space", score_space or self.score_space),
             )
             if value is not None

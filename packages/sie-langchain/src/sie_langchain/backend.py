@@ -93,6 +93,8 @@ class SIEBackend(BaseModel):
     """Tokens per pair; None means the model's own maximum."""
     batch_size: int | None = Field(default=None, frozen=True)
     """Pairs per forward pass at most; None lets the token budget alone decide."""
+    lora: str | None = Field(default=None, frozen=True)
+    """Adapter to score with: a folder, or a name on the hub or the server."""
     revision: str | None = Field(default=None, frozen=True)
     """Branch, tag or commit of the model on the hub."""
     token: SecretStr | None = Field(default=None, frozen=True, exclude=True)
@@ -167,6 +169,7 @@ class SIEBackend(BaseModel):
             num_threads=self.num_threads,
             max_length=self.max_length,
             batch_size=self.batch_size,
+            lora=self.lora,
             revision=self.revision,
             token=_revealed(self.token),
             cache_dir=self.cache_dir,

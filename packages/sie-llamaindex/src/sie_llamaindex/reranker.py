@@ -85,6 +85,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
+        lora: Adapter to score with: a folder, or a name on the hub or the server.
         revision: Branch, tag or commit of the model on the hub.
         token: Hub token for gated models; it is left out by `to_dict`.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -119,6 +120,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
     num_threads: int | None = Field(frozen=True, description="Cores used on the CPU.")
     max_length: int | None = Field(frozen=True, description="Tokens per pair.")
     batch_size: int | None = Field(frozen=True, description="Pairs per forward pass.")
+    lora: str | None = Field(frozen=True, description="Adapter to score with.")
     revision: str | None = Field(frozen=True, description="Revision of the model on the hub.")
     token: SecretStr | None = Field(frozen=True, exclude=True, description="Hub token.")
     cache_dir: str | None = Field(frozen=True, description="Folder for weights.")
@@ -152,6 +154,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         token: str | SecretStr | None = None,
         cache_dir: str | Path | None = None,
@@ -183,6 +186,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
             "num_threads": num_threads,
             "max_length": max_length,
             "batch_size": batch_size,
+            "lora": lora,
             "revision": revision,
             "token": token,
             "cache_dir": None if cache_dir is None else str(cache_dir),
@@ -338,6 +342,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
             num_threads=self.num_threads,
             max_length=self.max_length,
             batch_size=self.batch_size,
+            lora=self.lora,
             revision=self.revision,
             token=_revealed(self.token),
             cache_dir=self.cache_dir,

@@ -92,6 +92,7 @@ class SIERanker:
         num_threads: In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
+        lora: Adapter to score with: a folder, or a name on the hub or the server.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
@@ -134,6 +135,7 @@ class SIERanker:
         dtype: str | None = None,
         num_threads: int | None = None,
         max_length: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         client: ScoringClient | None = None,
@@ -169,6 +171,7 @@ class SIERanker:
         self.dtype = dtype
         self.num_threads = num_threads
         self.max_length = max_length
+        self.lora = lora
         self.revision = revision
         self.cache_dir = None if cache_dir is None else str(cache_dir)
         self.client = client
@@ -346,6 +349,7 @@ class SIERanker:
                 from_tokenizer.get("max_length"),
             ),
             batch_size=self.batch_size,
+            lora=self.lora,
             revision=agreed("revision", self.revision, "model_kwargs", from_model.get("revision")),
             token=secret_value("token", self.token),
             cache_dir=self.cache_dir,

@@ -1,4 +1,4 @@
-"""`Projection`: linear layers behind a body, as sentence-transformers' and PyLate's `Dense`, float32."""
+"""`Projection`: linear layers behind a body, as in sentence-transformers and PyLate, float32."""
 
 from __future__ import annotations
 

@@ -178,6 +178,18 @@ EXPORT int sie_model_set_layer(sie_model *model, int index, const sie_layer_weig
     return 1;
 }
 
+/* What the layers of a model hold; see sie_model_set_layer. */
+EXPORT size_t sie_model_num_bytes(const sie_model *model) {
+    const sie_kernels *kernels = &model->kernels;
+    const size_t hidden = model->config.hidden, intermediate = model->config.intermediate;
+    const size_t square = kernels->packed_bytes(hidden, hidden);
+    const size_t each = 4 * square + kernels->packed_bytes(intermediate, hidden) +
+                        kernels->packed_bytes(hidden, intermediate) +
+                        (9 * hidden + intermediate) * sizeof(float);
+    /* The last layer has its keys' and values' weights as they were. */
+    return model->config.layers * each + 2 * (hidden * hidden * sizeof(float) - square);
+}
+
 EXPORT void sie_workspace_free(sie_workspace *workspace) {
     if (!workspace) return;
     free(workspace->memory);

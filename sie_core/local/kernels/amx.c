@@ -252,12 +252,14 @@ INLINE void pack_keys(const bf16 *k, long stride, int length, int head_size, cha
         }
 }
 
+/* Which 16-bit values of two vectors stand side by side in the lower half of their pairs. */
+static const uint16_t pairs_low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+
 /* Values as tiles: for each 32 keys, for each 16 of the head's size, a tile whose rows hold pairs
  * of keys side by side. Keys behind the end are zero. */
 INLINE void pack_values(const bf16 *v, long stride, int length, int head_size, char *to) {
-    static const uint16_t low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i take_low = _mm512_loadu_si512(low);
+    const __m512i take_low = _mm512_loadu_si512(pairs_low);
     const __m512i take_high = _mm512_add_epi16(take_low, _mm512_set1_epi16(16));
     for (int key = 0; key < length; key += BLOCK)
         for (int i = 0; i < head_size; i += BLOCK, to += 2 * TILE_BYTES)
@@ -686,6 +688,219 @@ static size_t multiply_scratch_bytes_float32(int k) {
     return rows * ((size_t)DIGITS * steps_of(k) * DEPTH + sizeof(float)) + 64;
 }
 
+/* Attention in float32 by bfloat16 tiles: a float is the sum of three bfloat16 of 8 bits each, to
+ * its last bit, and again the six largest of nine products are summed. Heads are too narrow, and
+ * weights of too many sizes, for one unit per row.
+ */
+#define PARTS 3
+
+INLINE void split_32(__m512 low, __m512 high, __m512i parts[PARTS]) {
+    for (int part = 0; part < PARTS; part++) {
+        parts[part] = to_bf16(low, high);
+        if (part == PARTS - 1) break;
+        __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(parts[part]));
+        __m512i b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(parts[part], 1));
+        low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)));
+        high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)));
+    }
+}
+
+/* The parts of 32 floats of row `row`; zero from `length` on. */
+INLINE void split_row_of(const float *x, long stride, int row, int length, __m512i parts[PARTS]) {
+    if (row < length) {
+        split_32(_mm512_loadu_ps(x + row * stride), _mm512_loadu_ps(x + row * stride + 16), parts);
+    } else {
+        for (int part = 0; part < PARTS; part++) parts[part] = _mm512_setzero_si512();
+    }
+}
+
+/* A 32 x 32 product: rows of `a` in planes of a part each, columns in tiles, for each 32 of k two
+ * of the first part, two of the second, two of the third. */
+#define BLOCK_TILES (2 * PARTS)
+#define LOAD_ROWS(part)                          \
+    _tile_loadd(4, a + (part) * plane, a_bytes); \
+    _tile_loadd(5, a + (part) * plane + 16 * a_bytes, a_bytes)
+#define LOAD_COLUMNS(part)                           \
+    _tile_loadd(6, b + 2 * (part) * TILE_BYTES, 64); \
+    _tile_loadd(7, b + (2 * (part) + 1) * TILE_BYTES, 64)
+#define MULTIPLY             \
+    _tile_dpbf16ps(0, 4, 6); \
+    _tile_dpbf16ps(1, 4, 7); \
+    _tile_dpbf16ps(2, 5, 6); \
+    _tile_dpbf16ps(3, 5, 7)
+
+INLINE void multiply_parts(const char *a, long a_bytes, long plane, const char *b, int steps,
+                           float *to, long to_stride) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int i = 0; i < steps; i++, a += 64, b += BLOCK_TILES * TILE_BYTES) {
+        LOAD_ROWS(0);
+        LOAD_COLUMNS(2);
+        MULTIPLY;
+        LOAD_COLUMNS(1);
+        MULTIPLY;
+        LOAD_COLUMNS(0);
+        MULTIPLY;
+        LOAD_ROWS(2);
+        MULTIPLY;
+        LOAD_ROWS(1);
+        MULTIPLY;
+        LOAD_COLUMNS(1);
+        MULTIPLY;
+    }
+    _tile_stored(0, to, to_stride * sizeof(float));
+    _tile_stored(1, to + 16, to_stride * sizeof(float));
+    _tile_stored(2, to + 16 * to_stride, to_stride * sizeof(float));
+    _tile_stored(3, to + 16 * to_stride + 16, to_stride * sizeof(float));
+}
+
+/* As `pack_keys`, in blocks of 32 keys. */
+INLINE void pack_keys_float32(const float *k, long stride, int length, int head_size, char *to) {
+    for (int key = 0; key < length; key += BLOCK)
+        for (int i = 0; i < head_size; i += BLOCK, to += BLOCK_TILES * TILE_BYTES)
+            for (int half = 0; half < 2; half++) {
+                __m512i rows[PARTS][16];
+                for (int r = 0; r < 16; r++) {
+                    __m512i parts[PARTS];
+                    split_row_of(k + i, stride, key + half * 16 + r, length, parts);
+                    for (int part = 0; part < PARTS; part++) rows[part][r] = parts[part];
+                }
+                for (int part = 0; part < PARTS; part++) {
+                    char *tile = to + (2 * part + half) * TILE_BYTES;
+                    transpose_16x16(rows[part]);
+                    for (int r = 0; r < 16; r++) _mm512_store_si512(tile + r * 64, rows[part][r]);
+                }
+            }
+}
+
+/* As `pack_values`, with what one block of 32 columns needs in a row. */
+INLINE void pack_values_float32(const float *v, long stride, int length, int head_size, char *to) {
+    const __m512i take_low = _mm512_loadu_si512(pairs_low);
+    const __m512i take_high = _mm512_add_epi16(take_low, _mm512_set1_epi16(16));
+    for (int i = 0; i < head_size; i += BLOCK)
+        for (int key = 0; key < length; key += BLOCK, to += BLOCK_TILES * TILE_BYTES)
+            for (int pair = 0; pair < 16; pair++) {
+                __m512i a[PARTS], b[PARTS];
+                split_row_of(v + i, stride, key + 2 * pair, length, a);
+                split_row_of(v + i, stride, key + 2 * pair + 1, length, b);
+                for (int part = 0; part < PARTS; part++) {
+                    char *tile = to + 2 * part * TILE_BYTES + pair * 64;
+                    _mm512_store_si512(tile, _mm512_permutex2var_epi16(a[part], take_low, b[part]));
+                    _mm512_store_si512(tile + TILE_BYTES,
+                                       _mm512_permutex2var_epi16(a[part], take_high, b[part]));
+                }
+            }
+}
+
+/* Weights e^(s - top) of one row over all keys, in planes, zero up to the next 32; returns their
+ * sum. Writes behind the row's end, within `padded`. */
+INLINE float weigh_row_float32(float *scores, bf16 *weights, long plane, int length, int padded,
+                               vec scale) {
+    for (int j = length; j < padded; j++) scores[j] = -INFINITY;
+    vec top = load(scores), total = {0};
+    for (int j = 16; j < padded; j += 16) top = max2(load(scores + j), top);
+    const vec shift = splat(max_of(top)) * scale;
+    for (int j = 0; j < padded; j += 32) {
+        vec e[2];
+        for (int half = 0; half < 2; half++) {
+            const vec s = load(scores + j + 16 * half);
+            e[half] = exp_of(s * scale - shift);
+            if (j + BLOCK > length) e[half] = choose(s == splat(-INFINITY), splat(0.0f), e[half]);
+            total += e[half];
+        }
+        __m512i parts[PARTS];
+        split_32((__m512)e[0], (__m512)e[1], parts);
+        for (int part = 0; part < PARTS; part++)
+            _mm512_store_si512(weights + part * plane + j, parts[part]);
+    }
+    return sum_of(total);
+}
+
+/* Scratch of `attend_float32`; rows are gapped so that they do not share sets of the cache. */
+typedef struct {
+    size_t keys, values, queries, scores, weights, sums, all;
+} attend_layout;
+
+static attend_layout layout_of(int padded, int head_size) {
+    const size_t packed = (size_t)padded * head_size * PARTS * sizeof(bf16);
+    attend_layout at = {.keys = 0};
+    at.values = packed;
+    at.queries = at.values + packed;
+    at.scores = at.queries + BLOCK * (PARTS * head_size + ROW_GAP) * sizeof(bf16);
+    at.weights = at.scores + BLOCK * ((size_t)padded + ROW_GAP) * sizeof(float);
+    at.sums = at.weights + BLOCK * ((size_t)PARTS * padded + ROW_GAP) * sizeof(bf16);
+    at.all = at.sums + BLOCK * BLOCK * sizeof(float);
+    return at;
+}
+
+static size_t attend_scratch_bytes_float32(int max_seqlen, int head_size) {
+    return layout_of(padded_to(max_seqlen, BLOCK), head_size).all + 64;
+}
+
+static void attend_float32(const void *qkv_, long stride, const int32_t *cu_seqlens,
+                           int num_sequences, int num_heads, int head_size, int window,
+                           void *context, long context_stride, void *scratch) {
+    const int hidden = num_heads * head_size, steps = head_size / BLOCK;
+    const vec scale = splat(1.0f / sqrtf((float)head_size));
+    if (window) {
+        sie_avx512_kernels.attend(qkv_, stride, cu_seqlens, num_sequences, num_heads, head_size,
+                                  window, context, context_stride, scratch);
+        return;
+    }
+    char *base = (char *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    configure_tiles();
+    for (int s = 0; s < num_sequences; s++) {
+        const int length = cu_seqlens[s + 1] - cu_seqlens[s], padded = padded_to(length, BLOCK);
+        const attend_layout at = layout_of(padded, head_size);
+        const long score_stride = padded + ROW_GAP, weight_stride = PARTS * padded + ROW_GAP;
+        const long query_stride = PARTS * head_size + ROW_GAP;
+        char *keys = base + at.keys, *values = base + at.values;
+        bf16 *queries = (bf16 *)(base + at.queries), *weights = (bf16 *)(base + at.weights);
+        float *scores = (float *)(base + at.scores), *sums = (float *)(base + at.sums);
+        for (int head = 0; head < num_heads; head++) {
+            const float *q = (const float *)qkv_ + cu_seqlens[s] * stride + head * head_size;
+            pack_keys_float32(q + hidden, stride, length, head_size, keys);
+            pack_values_float32(q + 2 * hidden, stride, length, head_size, values);
+            for (int row = 0; row < length; row += BLOCK) {
+                const int rows = length - row < BLOCK ? length - row : BLOCK;
+                for (int r = 0; r < BLOCK; r++)
+                    for (int i = 0; i < head_size; i += BLOCK) {
+                        __m512i parts[PARTS];
+                        split_row_of(q + i, stride, row + r, length, parts);
+                        for (int part = 0; part < PARTS; part++)
+                            _mm512_storeu_si512(queries + r * query_stride + part * head_size + i,
+                                                parts[part]);
+                    }
+                for (int key = 0; key < padded; key += BLOCK)
+                    multiply_parts((const char *)queries, query_stride * sizeof(bf16),
+                                   head_size * sizeof(bf16),
+                                   keys + (size_t)key / BLOCK * steps * BLOCK_TILES * TILE_BYTES,
+                                   steps, scores + key, score_stride);
+                float share[BLOCK];
+                for (int r = 0; r < rows; r++)
+                    share[r] = 1.0f / weigh_row_float32(scores + r * score_stride,
+                                                        weights + r * weight_stride, padded,
+                                                        length, padded, scale);
+                for (int i = 0; i < head_size; i += BLOCK) {
+                    multiply_parts((const char *)weights, weight_stride * sizeof(bf16),
+                                   padded * sizeof(bf16),
+                                   values + (size_t)i * padded * PARTS * sizeof(bf16),
+                                   padded / BLOCK, sums, BLOCK);
+                    float *out = (float *)context + (cu_seqlens[s] + row) * context_stride +
+                                 head * head_size + i;
+                    for (int r = 0; r < rows; r++, out += context_stride) {
+                        store(out, load(sums + r * BLOCK) * splat(share[r]));
+                        store(out + 16, load(sums + r * BLOCK + 16) * splat(share[r]));
+                    }
+                }
+            }
+        }
+    }
+    _tile_release();
+}
+
 sie_kernels sie_amx_kernels(void) {
     sie_kernels table = sie_avx512_kernels;
     table.activation_bytes = sizeof(bf16);
@@ -707,5 +922,7 @@ sie_kernels sie_amx_float32_kernels(void) {
     table.pack = pack_float32;
     table.multiply = multiply_float32;
     table.multiply_scratch_bytes = multiply_scratch_bytes_float32;
+    table.attend = attend_float32;
+    table.attend_scratch_bytes = attend_scratch_bytes_float32;
     return table;
 }

@@ -16,6 +16,12 @@ from sie_core.types import MODES, Mode
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L12-v2"
 """The reranker used where none is named: 33 M parameters, English, Apache-2.0."""
 
+DEFAULT_EMBEDDING_MODEL = "BAAI/bge-small-en-v1.5"
+"""The first-stage encoder used where none is named: 33 M parameters, English, MIT."""
+
+EMBEDDING_STEP_TEXTS = 512
+"""Texts encoded between two reports of progress: as many as one request to a server holds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings:

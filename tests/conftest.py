@@ -127,6 +127,36 @@ def make_tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 
 @pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma with random weights in the files of BAAI/bge-reranker-v2-gemma, in several shards."""
+    return make_gemma(tmp_path_factory.mktemp("checkpoints") / "tiny-gemma")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 with random weights in the files of mixedbread-ai/mxbai-rerank-base-v2."""
+    return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 with random weights in the files of Qwen/Qwen3-Reranker-0.6B."""
+    return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3", "qwen3")
+
+
+@pytest.fixture
+def make_tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of Gemmas of other shapes; it takes `GemmaConfig`'s names."""
+    return lambda **settings: make_gemma(tmp_path_factory.mktemp("gemma"), **settings)
+
+
+@pytest.fixture
+def make_tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of Qwens of other shapes; it takes a `model_type` and its configuration's names."""
+    return lambda kind, **settings: make_qwen(tmp_path_factory.mktemp(kind), kind, **settings)
+
+
+@pytest.fixture(scope="session")
 def sie_server(tiny_bert: Path) -> Iterator[str]:
     """The address of a server that speaks the SIE protocol and scores as `test/tiny-bert`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _ScoreHandler)
@@ -387,6 +417,135 @@ def make_modernbert(folder: Path, **settings: Any) -> Path:
     model = ModernBertForSequenceClassification(ModernBertConfig(**(config | settings)))
     model.save_pretrained(folder)
     return folder
+
+
+def make_gemma(folder: Path, **settings: Any) -> Path:
+    """Write a tiny Gemma and its tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        settings: Of its configuration, in place of those here.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256))]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([*_CORPUS, *["Yes"] * 200], trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = GemmaTokenizer(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]]
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(17)
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,  # more than hidden_size / num_attention_heads, as in the real one
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # large, so that random scores differ clearly
+        "dtype": "float32",
+    }
+    network = GemmaForCausalLM(GemmaConfig(**(config | settings)))
+    _randomise_norms(network)
+    network.save_pretrained(folder, max_shard_size="60KB")
+    _spell_as_before(folder, hidden_act="gelu", rope_theta=10000.0)
+    return folder
+
+
+def make_qwen(folder: Path, model_type: str, **settings: Any) -> Path:
+    """Write a tiny Qwen2 or Qwen3 and its tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        model_type: `qwen2` or `qwen3`.
+        settings: Of its configuration, in place of those here.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer, Qwen3Config
+
+    empty = Qwen2Tokenizer()  # cuts texts up as the real ones do
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = empty.backend_tokenizer.normalizer
+    trained.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator([*_CORPUS, *["yes", "no"] * 200], trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=131072,
+    )
+    if model_type == "qwen3":
+        tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(19)
+    config = {
+        "vocab_size": len(tokenizer) + 3,  # the real ones have rows for no token, too
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # large, so that random scores differ clearly
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+    if model_type == "qwen3":
+        config["head_dim"] = 16  # more than hidden_size / num_attention_heads, as in the real one
+    kind = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}[model_type]
+    theta = {"rope_type": "default", "rope_theta": 1000000.0}
+    network = AutoModelForCausalLM.from_config(kind(**(config | settings), rope_parameters=theta))
+    _randomise_norms(network)
+    network.save_pretrained(folder)
+    _spell_as_before(folder, rope_theta=1000000.0, sliding_window=4096)
+    return folder
+
+
+_CORPUS = [
+    *(" ".join(_WORDS[i:] + _WORDS[:i]) for i in range(20)),
+    "Given a query A and a passage B, determine whether the passage contains an answer",
+    "You are a search relevance expert who evaluates how well documents match search queries.",
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided",
+    "<Instruct>: Given a web search query, retrieve relevant passages\n<Query>: a\n<Document>: b "
+    * 9,
+    f"{_CHARACTERS} query: a\ndocument: b A: B: Relevance:",
+]
+"""What the tokenizers of tiny language models are trained on."""
+
+
+def _randomise_norms(network: Any) -> None:
+    """Give norms and biases, which begin as ones and zeros, numbers that count."""
+    import torch
+
+    for name, parameter in network.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, parameter.mean().item(), 0.2)
+
+
+def _spell_as_before(folder: Path, **settings: Any) -> None:
+    """Rewrite config.json as transformers 4 wrote it, which is what the real models have."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["rope_parameters"]
+    config.pop("layer_types", None)
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config | settings, indent=2), encoding="utf-8")
 
 
 # --- scoring clients for the tests of the components, written by hand ----------------------------

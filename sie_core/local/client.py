@@ -121,7 +121,8 @@ class LocalClient:
             model: Name or folder.
             query: `Item(text=…)`; its id, if any, comes back as `query_id`.
             items: `Item(id=…, text=…)`; those without an id come back as `item-N`.
-            instruction: Put before the query, with a space between.
+            instruction: For models whose prompt has a place for one: stands there, instead of the
+                model's own. For others: put before the query, with a space between.
             options: `max_length` (tokens per pair), `score_space` (`raw` or `probability`),
                 `batch_size` (pairs per forward pass).
             gpu: Taken so that the call is the same as a remote client's; without meaning here.
@@ -308,6 +309,7 @@ class LocalClient:
             devices=self._execution.devices,
             dtype=self._execution.dtype,
             num_workers=self._execution.num_workers,
+            is_dtype_named=self._engine.dtype == "float16",
         )
         loading = REGISTRY.acquire(key, lambda: self._make(model), holder=self)
         if self._engine.token_cache_bytes is not None:
@@ -349,6 +351,8 @@ class LocalClient:
 
     def _make(self, model: str) -> LoadedModel:
         execution, files = self._execution, sources.resolve(model, self._sources)
+        if self._engine.dtype is None:
+            execution = families.suit(execution, files)
         models = [
             families.load(
                 files,

@@ -22,13 +22,24 @@ _EXIT_PATIENCE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
-    """What makes two loaded models the same."""
+    """What makes two loaded models the same.
+
+    Attributes:
+        model: Its name.
+        revision: On the hub.
+        devices: Where it runs.
+        dtype: The number format.
+        num_workers: Threads that run batches.
+        is_dtype_named: Whether float16 was asked for by name, so that no model takes another format
+            in its place.
+    """
 
     model: str
     revision: str | None
     devices: tuple[torch.device, ...]
     dtype: torch.dtype
     num_workers: int
+    is_dtype_named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

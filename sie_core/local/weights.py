@@ -144,6 +144,23 @@ class Weights:
         return ModelLoadError(f"{where} lack {len(missing)} tensors {what}")
 
 
+def read_tensors(files: ModelFiles, path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of one small file beside a model's weights, safetensors or a pickle.
+
+    Only tensors are taken from a pickle; whether it may be read at all is the caller's to know.
+
+    Raises:
+        ModelLoadError: It cannot be read, or holds something else.
+    """
+    try:
+        if path.suffix != ".safetensors":
+            return _load_pickle(path)
+        readers = _map_safetensors(files, path.name)
+        return {name: read() for name, read in readers.items()}
+    except _READ_ERRORS as exc:
+        raise _unreadable(files, exc) from exc
+
+
 _Reader = Callable[[], torch.Tensor]
 
 

@@ -12,7 +12,7 @@ from pydantic import model_validator
 
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
-from sie_langchain.backend import SIEBackend, rename
+from sie_langchain.backend import SIEScoring, rename
 
 if TYPE_CHECKING:
     from sie_core.ranking import Ranking
@@ -34,7 +34,7 @@ class RerankInput(TypedDict):
     documents: Sequence[Document]
 
 
-class SIEReranker(SIEBackend, BaseDocumentCompressor):
+class SIEReranker(SIEScoring, BaseDocumentCompressor):
     """Order documents by relevance to a query, best first.
 
     It is a document compressor, for `ContextualCompressionRetriever`. Documents come back as

@@ -19,8 +19,8 @@ from sie_core.local.causal_attention import CausalAttention
 from sie_core.local.causal_batch import CausalBatch
 from sie_core.local.decoder_architecture import DecoderArchitecture
 from sie_core.local.layers import Linear, Placement, linear_shapes
-from sie_core.local.modernbert import Rotation
 from sie_core.local.prefix import KeyValue
+from sie_core.local.rotary import Rotation
 from sie_core.local.weights import Weights
 
 _EMBEDDING = "model.embed_tokens.weight"

@@ -261,7 +261,7 @@ def test_checkpoints_that_lack_something_are_refused(
     with pytest.raises(UnsupportedModelError, match=r"no token '\[QUERY\]'"):
         client.encode(str(marker), Item(text="a"))
     length = make_colbert(settings={"doc_maxlen": "many"})
-    with pytest.raises(ModelLoadError, match="doc_maxlen.*'many'"):
+    with pytest.raises(ModelLoadError, match=r"doc_maxlen.*'many'"):
         client.encode(str(length), Item(text="a"))
     bare = make_colbert(layout="pylate")
     modules = json.loads((bare / "modules.json").read_text())

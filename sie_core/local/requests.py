@@ -197,8 +197,8 @@ def _text_of(item: Item, name: str, model: str) -> str:
     text = item.get("text")
     if text is None:
         msg = (
-            f"{name} has vectors and no text, but {model} reads texts; only late-interaction models "
-            "score vectors"
+            f"{name} has vectors and no text, but {model} reads texts; only late-interaction "
+            "models score vectors"
         )
         raise InvalidRequestError(msg)
     return text

@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from sie_core import Embedder
 from sie_core.errors import (
     DeadlineExceededError,
     InferenceError,
@@ -25,6 +26,7 @@ from sie_core.errors import (
     ResourceExhaustedError,
     ServerError,
     SIEError,
+    UnsupportedModelError,
 )
 from sie_core.remote import SIEAsyncClient, SIEClient
 
@@ -285,3 +287,38 @@ def test_what_cannot_be_right_is_refused_before_it_is_sent() -> None:
         pytest.raises(InvalidRequestError, match="options"),
     ):
         client.score("m", QUERY, ITEMS, options={"x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("encode_dense_msgpack", ["what is python", "python is a programming language"]),
+        ("encode_dense_json", ["what is python", "python is a programming language"]),
+        ("encode_dense_f16", ["what is python"]),
+    ],
+)
+def test_an_embedder_gives_the_servers_vectors(
+    exchanges: dict[str, Any], name: str, texts: list[str]
+) -> None:
+    """In the order of the texts, as plain floats, whatever format they came in."""
+    exchange = exchanges[name]
+    client = SIEClient("http://recorded", transport=httpx.MockTransport(exchange.respond))
+    vectors = Embedder("test/tiny-embed", client=client).embed(texts)
+    assert [len(vector) for vector in vectors] == [32] * len(texts)
+    assert vectors[0][0] == pytest.approx(-0.12342099, abs=1e-4)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("encode_on_ce", InvalidRequestError), ("encode_multivector_json", UnsupportedModelError)],
+)
+def test_an_embedder_refuses_what_is_no_dense_vector(
+    exchanges: dict[str, Any], name: str, error: type[SIEError]
+) -> None:
+    """A server's cross-encoder, and a reply with vectors for tokens only."""
+    exchange = exchanges[name]
+    client = SIEClient("http://recorded", transport=httpx.MockTransport(exchange.respond))
+    with pytest.raises(error, match="dense"):
+        Embedder("test/other", client=client).embed(["what is python"])
+    client.close()

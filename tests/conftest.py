@@ -98,10 +98,33 @@ def make_tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     return lambda **settings: make_modernbert(tmp_path_factory.mktemp("modernbert"), **settings)
 
 
+@pytest.fixture
+def make_sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of sentence encoders; it takes what `write_sentence_encoder` takes."""
+    return lambda **settings: write_sentence_encoder(
+        tmp_path_factory.mktemp("sentence-encoder"), **settings
+    )
+
+
+@pytest.fixture
+def make_colbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of late-interaction models; it takes what `write_colbert` takes."""
+    return lambda **settings: write_colbert(tmp_path_factory.mktemp("colbert"), **settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_colbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ColBERT with random weights in the layout of ColBERT's own code."""
+    return write_colbert(tmp_path_factory.mktemp("checkpoints") / "tiny-colbert")
+
+
 @pytest.fixture(scope="session")
 def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT sentence encoder with random weights that puts `query: ` before queries."""
-    return make_embedder(tmp_path_factory.mktemp("checkpoints") / "tiny-embedder")
+    return write_sentence_encoder(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-embedder",
+        general={"prompts": {"query": "query: ", "document": ""}},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -250,40 +273,6 @@ def make_bert(
     return folder
 
 
-def make_embedder(folder: Path) -> Path:
-    """Write a tiny BERT sentence encoder, as sentence-transformers lays it out, to `folder`."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    make_bert(folder)  # for its tokenizer
-    torch.manual_seed(17)
-    config = BertConfig.from_pretrained(folder, architectures=["BertModel"])
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    kinds = ("Transformer", "Pooling", "Normalize")
-    modules = [
-        {
-            "idx": i,
-            "name": str(i),
-            "path": f"{i}_{kind}" if i else "",
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for i, kind in enumerate(kinds)
-    ]
-    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
-    settings = {"max_seq_length": 128, "do_lower_case": False}
-    prompts = {"prompts": {"query": "query: ", "document": ""}, "similarity_fn_name": "cosine"}
-    (folder / "1_Pooling").mkdir()
-    (folder / "2_Normalize").mkdir()
-    for name, content in (
-        ("modules.json", modules),
-        ("1_Pooling/config.json", pooling),
-        ("sentence_bert_config.json", settings),
-        ("config_sentence_transformers.json", prompts),
-    ):
-        (folder / name).write_text(json.dumps(content))
-    return folder
-
-
 def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
     """Write a tiny XLM-RoBERTa classifier and its Unigram tokenizer to `folder`."""
     import torch
@@ -373,7 +362,180 @@ def make_modernbert(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-# --- clients for the tests of the components, written by hand ----------------------------
+def write_body(folder: Path, model_type: str = "bert", *, tokens: Sequence[str] = ()) -> None:
+    """Write a body by itself and its tokenizer to `folder`, as `AutoModel` saves it.
+
+    Args:
+        folder: Where to.
+        model_type: `bert`, `xlm-roberta` or `modernbert`; the first two fit the compiled kernels.
+        tokens: Added to the vocabulary.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    make = {"bert": make_bert, "xlm-roberta": make_xlmr, "modernbert": make_modernbert}[model_type]
+    config = AutoConfig.from_pretrained(make(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(folder)
+    config.vocab_size = len(tokenizer)
+    config.initializer_range = 0.2
+    config.id2label = {i: f"LABEL_{i}" for i in range(3)}  # means nothing for a body
+    if model_type != "modernbert":
+        config.update({"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96})
+    torch.manual_seed(17)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # all zero otherwise
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+
+
+def write_sentence_encoder(
+    folder: Path,
+    *,
+    model_type: str = "bert",
+    pooling: str | None = "mean",
+    dense: tuple[int, str] | None = None,
+    is_normalized: bool = True,
+    sentence: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+) -> Path:
+    """Write a sentence encoder with the files of sentence-transformers to `folder`.
+
+    Args:
+        folder: Where to.
+        model_type: The body's.
+        pooling: The Pooling's mode, in the older spelling; None for no modules at all.
+        dense: Width and activation of a Dense behind it.
+        is_normalized: Whether a Normalize is last.
+        sentence: sentence_bert_config.json.
+        general: config_sentence_transformers.json.
+    """
+    write_body(folder, model_type)
+    if pooling is None:
+        return folder
+    kinds = ["Transformer", "Pooling", *(["Dense"] if dense else [])]
+    kinds += ["Normalize"] if is_normalized else []
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    for path in paths:
+        (folder / path).mkdir(exist_ok=True)
+    write_json(folder / "modules.json", _module_list(kinds, paths))
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
+    modes |= {"mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "lasttoken": "lasttoken"}
+    modes |= {"weightedmean": "weightedmean_tokens"}
+    flags = {f"pooling_mode_{key}": mode == pooling for mode, key in modes.items()}
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width} | flags)
+    if dense:
+        write_dense(folder / "2_Dense", width, dense[0], activation=dense[1], has_bias=True)
+    for name, content in (
+        ("sentence_bert_config.json", sentence),
+        ("config_sentence_transformers.json", general),
+    ):
+        if content is not None:
+            write_json(folder / name, content)
+    return folder
+
+
+def write_colbert(
+    folder: Path,
+    *,
+    layout: str = "colbert",
+    model_type: str = "bert",
+    sees_masks: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> Path:
+    """Write a late-interaction model to `folder`.
+
+    Args:
+        folder: Where to.
+        layout: `colbert` (ColBERT's own code) or `pylate`.
+        model_type: The body's.
+        sees_masks: Whether a query's tokens see the masks behind them.
+        settings: More of artifact.metadata or config_sentence_transformers.json.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    is_own = layout == "colbert"
+    write_body(
+        folder, model_type, tokens=["[unused0]", "[unused1]"] if is_own else ["[Q] ", "[D] "]
+    )
+    config = json.loads((folder / "config.json").read_text())
+    if is_own:
+        weights = folder / "model.safetensors"
+        tensors = {f"bert.{name}": tensor for name, tensor in load_file(weights).items()}
+        torch.manual_seed(19)
+        tensors["linear.weight"] = torch.randn(16, config["hidden_size"])
+        save_file(tensors, weights, metadata={"format": "pt"})
+        write_json(folder / "config.json", config | {"architectures": ["HF_ColBERT"]})
+        said = {
+            "query_token_id": "[unused0]",
+            "doc_token_id": "[unused1]",
+            "query_maxlen": 16,
+            "doc_maxlen": 60,
+            "dim": 16,
+            "mask_punctuation": True,
+            "attend_to_mask_tokens": sees_masks,
+            "similarity": "cosine",
+        }
+        write_json(folder / "artifact.metadata", said | (settings or {}))
+        return folder
+    kinds, paths = ["Transformer", "Dense"], ["", "1_Dense"]
+    modules = _module_list(kinds, paths)
+    modules[1]["type"] = "pylate.models.Dense.Dense"
+    write_json(folder / "modules.json", modules)
+    identity = "torch.nn.modules.linear.Identity"
+    (folder / "1_Dense").mkdir()
+    write_dense(folder / "1_Dense", config["hidden_size"], 16, activation=identity, has_bias=False)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 59, "do_lower_case": False})
+    said = {
+        "similarity_fn_name": "MaxSim",
+        "query_prefix": "[Q] ",
+        "document_prefix": "[D] ",
+        "query_length": 16,
+        "document_length": 60,
+        "attend_to_expansion_tokens": sees_masks,
+        "do_query_expansion": True,
+        "skiplist_words": list(string.punctuation),
+        "prompts": {},
+        "default_prompt_name": None,
+    }
+    write_json(folder / "config_sentence_transformers.json", said | (settings or {}))
+    return folder
+
+
+def write_dense(
+    folder: Path, num_in: int, num_out: int, *, activation: str, has_bias: bool
+) -> None:
+    """Write a Dense with random weights to `folder`."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(23)
+    tensors = {"linear.weight": torch.randn(num_out, num_in) / 8}
+    if has_bias:
+        tensors["linear.bias"] = torch.randn(num_out)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"in_features": num_in, "out_features": num_out, "bias": has_bias}
+    write_json(folder / "config.json", config | {"activation_function": activation})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a settings file."""
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _module_list(kinds: Sequence[str], paths: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+
+
+# --- clients for the tests of the components, written by hand ------------------------------------
 
 
 @dataclass

@@ -122,7 +122,7 @@ class RotaryLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """The shape of one sequence classifier, and how its scores are meant.
+    """The shape of one encoder or sequence classifier, and how a classifier's scores are meant.
 
     Attributes:
         model_type: `bert`, `roberta`, `xlm-roberta` or `modernbert`.
@@ -137,7 +137,7 @@ class Architecture:
         position_offset: The position of the first token: 0, or behind the padding's for RoBERTa.
         type_vocab_size: Rows of the token type embedding; 0 where there is none.
         pad_token_id: The padding token.
-        num_labels: 1, or 2 of which the second means relevant.
+        num_labels: 1, or 2 of which the second means relevant; 0 for an encoder.
         max_length: The most tokens of a pair: what the tokenizer names and the positions allow.
         score_space: What the model's own configuration says its scores are.
         rotary_layers: One for each layer of a ModernBERT; empty for the others.
@@ -185,8 +185,12 @@ class Architecture:
         return 2 * self.num_layers * self.hidden_size * weights
 
     @classmethod
-    def read(cls, files: ModelFiles) -> Architecture:
+    def read(cls, files: ModelFiles, *, is_classifier: bool = True) -> Architecture:
         """Read config.json, and beside it what bounds the length and what the scores are.
+
+        Args:
+            files: The model's folder.
+            is_classifier: Whether a head is read too; an encoder has no labels to speak of.
 
         Raises:
             UnsupportedModelError: There is no forward pass for such a model; the message says
@@ -194,7 +198,7 @@ class Architecture:
             ModelLoadError: config.json cannot be read, or its numbers make no sense.
         """
         config = _read_config(files)
-        num_labels = _read_num_labels(config)
+        num_labels = _read_num_labels(config) if is_classifier else 0
         try:
             sizes = _read_sizes(config)
             fields = _read_modernbert(config) if config.model_type == "modernbert" else {}
@@ -207,7 +211,7 @@ class Architecture:
             model_type=config.model_type,
             num_labels=num_labels,
             max_length=_read_max_length(sizes, files.folder),
-            score_space=_read_score_space(config, files.folder),
+            score_space=_read_score_space(config, files.folder) if is_classifier else "raw",
         )
 
 
@@ -259,12 +263,12 @@ def _read_config(files: ModelFiles) -> _Config:
         raise ModelLoadError(msg) from exc
     if model_type not in get_args(ModelType):
         msg = (
-            f"{files.name} has the architecture {model_type!r}; this engine scores with "
-            f"sequence classifiers of the types {', '.join(get_args(ModelType))}"
+            f"{files.name} has the architecture {model_type!r}; this engine computes "
+            f"encoders and sequence classifiers of the types {', '.join(get_args(ModelType))}"
         )
         raise UnsupportedModelError(msg)
     if content.get("is_decoder"):
-        msg = f"{files.name} is a decoder (is_decoder in its config.json), not a classifier"
+        msg = f"{files.name} is a decoder (is_decoder in its config.json), not an encoder"
         raise UnsupportedModelError(msg)
     positions = content.get("position_embedding_type") or "absolute"
     if model_type != "modernbert" and positions != "absolute":

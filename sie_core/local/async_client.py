@@ -59,7 +59,7 @@ class LocalAsyncClient:
         loaded = await self._load(model, deadline)
         job = await asyncio.to_thread(loaded.model.score_job, request)
         outputs = await self._run(loaded, job, request, deadline)
-        return to_score_result(request, job, outputs, loaded.model)
+        return await asyncio.to_thread(to_score_result, request, job, outputs, loaded.model)
 
     @overload
     async def encode(
@@ -119,7 +119,7 @@ class LocalAsyncClient:
         loaded = await self._load(model, deadline)
         job = await asyncio.to_thread(loaded.model.encode_job, request)
         outputs = await self._run(loaded, job, request, deadline)
-        results = to_encode_results(request, job, outputs, loaded.model)
+        results = await asyncio.to_thread(to_encode_results, request, job, outputs, loaded.model)
         return results[0] if request.is_single else results
 
     async def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:

@@ -1,11 +1,11 @@
-"""BERT, RoBERTa and XLM-RoBERTa classifiers on packed rows.
+"""BERT, RoBERTa and XLM-RoBERTa on packed rows: bodies, and classifiers made of a body and a head.
 
-The score is read off the first token alone, so the last layer is computed for that token alone:
+Where only the first token is read, as a score is, the last layer is computed for that token alone:
 its query, output and feed-forward for one row per sequence, and no keys or values at all (see
 `attention`). That is exact.
 
-Each step can be called and timed by itself: `embed`, `layer` for all layers but the last,
-`last_layer`, `head`; `forward` is the four in a row.
+Each step can be called and timed by itself: `embed`, `layer`, `last_layer` (the last one, for first
+tokens), `head`; a classifier's `forward` is all of them in a row.
 """
 
 from __future__ import annotations
@@ -32,6 +32,17 @@ _QKV = 3
 
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """List the tensors of such a classifier, by their names in a checkpoint."""
+    a = architecture
+    dense, classifier = head_names(architecture)
+    return (
+        body_shapes(architecture)
+        | linear_shapes(dense, a.hidden_size, a.hidden_size)
+        | linear_shapes(classifier, a.num_labels, a.hidden_size)
+    )
+
+
+def body_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """List the tensors of such a body; a pooler is none of them."""
     a, body = architecture, body_name(architecture)
     shapes: dict[str, tuple[int, ...]] = {
         f"{body}.embeddings.word_embeddings.weight": (a.vocab_size, a.hidden_size),
@@ -48,9 +59,7 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         shapes |= linear_shapes(f"{layer}.output.dense", a.hidden_size, a.intermediate_size)
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
             shapes |= {f"{layer}.{name}.{part}": (a.hidden_size,) for part in ("weight", "bias")}
-    dense, classifier = head_names(architecture)
-    shapes |= linear_shapes(dense, a.hidden_size, a.hidden_size)
-    return shapes | linear_shapes(classifier, a.num_labels, a.hidden_size)
+    return shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +74,8 @@ class BertLayer:
     norm: LayerNorm
 
 
-class BertClassifier:
-    """A BERT, RoBERTa or XLM-RoBERTa with a classification head.
+class BertBody:
+    """A BERT, RoBERTa or XLM-RoBERTa: hidden states of the last layer.
 
     Args:
         architecture: Its shape.
@@ -77,7 +86,6 @@ class BertClassifier:
     def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
         self._num_heads = architecture.num_heads
         self._activation = architecture.hidden_act
-        self._head_activation = ACTIVATIONS[architecture.head_act]
         self._dtype = placement.dtype
         self._residual_dtype = placement.residual_dtype
         body, eps = body_name(architecture), architecture.layer_norm_eps
@@ -95,21 +103,19 @@ class BertClassifier:
         )
         self._layers = [_packed(_read_layer(name, eps, weights, placement)) for name in others]
         self._layers.append(_read_layer(last, eps, weights, placement))
-        dense, classifier = head_names(architecture)
-        self._dense = Linear.read(weights, dense, convert=placement.exact)
-        self._classifier = Linear.read(weights, classifier, convert=placement.exact)
 
     @property
     def num_layers(self) -> int:
         """Return the number of layers, the last one included."""
         return len(self._layers)
 
-    def forward(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
-        """Return the float32 logits of a batch; [sequences, labels]."""
-        hidden = self.embed(inputs)
-        for index in range(self.num_layers - 1):
-            hidden = self.layer(index, hidden, attention)
-        return self.head(self.last_layer(hidden, inputs, attention))
+    def first_tokens(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the last hidden state of every sequence's first token; [sequences, hidden]."""
+        return self.last_layer(self._run(self.num_layers - 1, inputs, attention), inputs, attention)
+
+    def all_tokens(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the last hidden states of all tokens; [total, hidden]."""
+        return self._run(self.num_layers, inputs, attention)
 
     def embed(self, inputs: PackedInputs) -> torch.Tensor:
         """Return the embeddings of all tokens; [total, hidden]."""
@@ -139,9 +145,12 @@ class BertClassifier:
         queries = query(first.to(self._dtype)).view(len(first), self._num_heads, -1)
         return self._finish(layer, first, attention.first_unprojected(queries, hidden, key, value))
 
-    def head(self, first: torch.Tensor) -> torch.Tensor:
-        """Return the logits of first tokens, in float32."""
-        return self._classifier(self._head_activation(self._dense(first.float())))
+    def _run(self, count: int, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Run the first `count` layers for all tokens."""
+        hidden = self.embed(inputs)
+        for index in range(count):
+            hidden = self.layer(index, hidden, attention)
+        return hidden
 
     def _finish(
         self, layer: BertLayer, hidden: torch.Tensor, attended: torch.Tensor
@@ -151,6 +160,25 @@ class BertClassifier:
         hidden = layer.attention_norm(hidden.add_(out))
         out = layer.down(layer.up.activated(hidden.to(self._dtype), self._activation))
         return layer.norm(hidden.add_(out))
+
+
+class BertClassifier(BertBody):
+    """The same with a classification head."""
+
+    def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
+        super().__init__(architecture, weights, placement)
+        self._head_activation = ACTIVATIONS[architecture.head_act]
+        dense, classifier = head_names(architecture)
+        self._dense = Linear.read(weights, dense, convert=placement.exact)
+        self._classifier = Linear.read(weights, classifier, convert=placement.exact)
+
+    def forward(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the float32 logits of a batch; [sequences, labels]."""
+        return self.head(self.first_tokens(inputs, attention))
+
+    def head(self, first: torch.Tensor) -> torch.Tensor:
+        """Return the logits of first tokens, in float32."""
+        return self._classifier(self._head_activation(self._dense(first.float())))
 
 
 def _read_layer(name: str, eps: float, weights: Weights, placement: Placement) -> BertLayer:

@@ -18,7 +18,7 @@ from sie_core.local.attention import VarlenKernel
 from sie_core.local.cuda import CudaRuntime, find_varlen_kernel
 from sie_core.local.layers import Placement
 from sie_core.local.model import Job
-from sie_core.local.requests import EncodeRequest, ScoreRequest
+from sie_core.local.requests import EncodeRequest, ScoreRequest, with_instruction
 from sie_core.local.tokenization import Pair, PairTokenizer
 from sie_core.local.weights import Weights
 from sie_core.local.worker import Classifier, GroupedWorker, VarlenWorker, Worker, choose_rounding
@@ -117,11 +117,9 @@ class PairEncoder:
         tokenizer, max_length = self.tokenizer, request.max_length
         if max_length is not None:
             tokenizer.check_max_length(max_length, self.max_length)
-        texts = [item["text"] for item in request.items]
+        texts = request.texts
         position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        query = request.query["text"]
-        if request.instruction:
-            query = f"{request.instruction} {query}"
+        query = with_instruction(request.instruction, request.query_text)
         pairs = tokenizer.encode_pairs(query, list(position_of), max_length or self.max_length)
         pair_of = [position_of[text] for text in texts]
         return Job(

@@ -7,12 +7,17 @@ from collections.abc import Callable
 import torch
 
 from sie_core.errors import UnsupportedModelError
+from sie_core.local import embedding, late_interaction
 from sie_core.local.encoder import PairEncoder
 from sie_core.local.model import Model
 from sie_core.models.recognition import Kind, recognise
 from sie_core.models.sources import ModelFiles
 
-_LOADERS: dict[Kind, Callable[..., Model]] = {"cross-encoder": PairEncoder.load}
+_LOADERS: dict[Kind, Callable[..., Model]] = {
+    "cross-encoder": PairEncoder.load,
+    "dense": embedding.load,
+    "late-interaction": late_interaction.load,
+}
 
 
 def load(

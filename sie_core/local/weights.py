@@ -33,6 +33,9 @@ _PREFIXES = ("bert.", "roberta.", "model.")
 
 _HEADS = ("classifier.", "head.")
 
+_OTHERS = (*_HEADS, "linear.")
+"""The names that stand beside a body's; `linear` is what projects the vectors of a ColBERT."""
+
 _READ_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, SafetensorError)
 """What reading a broken or unreadable file of weights raises."""
 
@@ -112,16 +115,34 @@ class Weights:
                 raise ModelLoadError(msg)
 
     def _stored_name(self, name: str) -> str | None:
-        if self._is_bare and not name.startswith(_HEADS):
+        if self._is_bare and not name.startswith(_OTHERS):
             name = name.partition(".")[2]
         return self._stored.get(name)
 
     def _lacking(self, missing: list[str]) -> ModelLoadError:
-        msg = (
-            f"the weights of {self._files.name} in {self._files.folder} lack {len(missing)} "
-            f"tensors of a trained classifier, such as {missing[0]!r}: it is not a reranker"
-        )
-        return ModelLoadError(msg)
+        where = f"the weights of {self._files.name} in {self._files.folder}"
+        if any(name.startswith(_HEADS) for name in missing):
+            what = f"of a trained classifier, such as {missing[0]!r}: it is not a reranker"
+        else:
+            what = f"that its configuration wants, such as {missing[0]!r}"
+        return ModelLoadError(f"{where} lack {len(missing)} tensors {what}")
+
+
+def read_tensors(files: ModelFiles, path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of one small file beside a model's weights, safetensors or a pickle.
+
+    Only tensors are taken from a pickle; whether it may be read at all is the caller's to know.
+
+    Raises:
+        ModelLoadError: It cannot be read, or holds something else.
+    """
+    try:
+        if path.suffix != ".safetensors":
+            return _load_pickle(path)
+        readers = _map_safetensors(files, path.name)
+        return {name: read() for name, read in readers.items()}
+    except _READ_ERRORS as exc:
+        raise _unreadable(files, exc) from exc
 
 
 def _modern_name(name: str) -> str:

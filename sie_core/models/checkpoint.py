@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sie_core.errors import ModelLoadError, UnsupportedModelError
 
@@ -19,6 +20,7 @@ SAFE_PATTERNS = (
     "*.safetensors",
     "*.json",
     "*.txt",  # vocab.txt, merges.txt
+    "artifact.metadata",  # JSON, of ColBERT's own code
     "*.model",  # sentencepiece.bpe.model, tokenizer.model
     "*.jinja",
     "LICENSE*",
@@ -26,8 +28,24 @@ SAFE_PATTERNS = (
 )
 """What is taken from a repository: weights that are data only, settings, and the tokenizer."""
 
+PICKLED_HEADS = ("colbert_linear.pt",)
+"""Taken too where pickles are allowed: BAAI/bge-m3 has its multi-vector head in one."""
+
 OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
 """Copies of the weights for other runtimes, left behind."""
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file of a model holds.
+
+    Raises:
+        ModelLoadError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        msg = f"{path} could not be read: {exc}"
+        raise ModelLoadError(msg) from exc
 
 
 def check_folder(folder: Path, *, allow_pickle: bool) -> None:

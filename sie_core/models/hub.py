@@ -25,6 +25,7 @@ from sie_core.errors import (
 )
 from sie_core.models.checkpoint import (
     OTHER_RUNTIMES,
+    PICKLED_HEADS,
     SAFE_PATTERNS,
     check_folder,
     check_weights,
@@ -123,7 +124,11 @@ def download(name: str, settings: SourceSettings, *, timeout_seconds: float | No
             revision=settings.revision,
             token=settings.token,
             endpoint=endpoint(),
-            allow_patterns=[*SAFE_PATTERNS, *pickled_weights(files)],
+            allow_patterns=[
+                *SAFE_PATTERNS,
+                *pickled_weights(files),
+                *(PICKLED_HEADS if settings.allow_pickle else ()),
+            ],
             ignore_patterns=list(OTHER_RUNTIMES),
         )
 

@@ -359,8 +359,8 @@ async def test_it_warms_up_and_closes(tiny_embedder: Path) -> None:
     embedder = SIETextEmbedder(model=tiny_embedder)
     await embedder.warm_up_async()
     embedder.warm_up()
-    assert len(embedder.run("berlin")["embedding"]) == 32
+    assert len(embedder.run("berlin")["embedding"]) == 64
     embedder.close()
     await embedder.close_async()
-    assert len((await embedder.run_async("berlin"))["embedding"]) == 32
+    assert len((await embedder.run_async("berlin"))["embedding"]) == 64
     embedder.close()

@@ -267,7 +267,7 @@ def test_it_is_a_base_embedding_that_runs_here(tiny_embedder: Path) -> None:
     embedding: BaseEmbedding = SIEEmbedding(model_name=str(tiny_embedder))
     assert isinstance(embedding, SIEEmbedding)
     embedding.warm_up()
-    assert len(embedding.get_text_embedding("berlin")) == 32
+    assert len(embedding.get_text_embedding("berlin")) == 64
     embedding.close()
     embedding.close()
-    assert len(embedding.get_query_embedding("berlin")) == 32
+    assert len(embedding.get_query_embedding("berlin")) == 64

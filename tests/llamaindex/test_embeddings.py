@@ -222,14 +222,21 @@ def test_a_setting_has_two_names_but_one_value() -> None:
         embedding.model_name = "other"
 
 
-def test_a_client_is_not_pickled(embedding: SIEEmbedding) -> None:
-    """An unpickled component would quietly ask someone else; a copy shares the client."""
-    with pytest.raises(InvalidRequestError, match="client, async_client cannot be pickled"):
+def test_a_client_that_cannot_be_pickled_is_not_lost(encoder: Any) -> None:
+    """An unpickled component would quietly ask someone else."""
+    encoder.lock = threading.Lock()
+    embedding = SIEEmbedding(client=encoder)
+    with pytest.raises(InvalidRequestError, match="client cannot be pickled"):
         pickle.dumps(embedding)
-    assert copy.deepcopy(SIEEmbedding()).model_name == DEFAULT_EMBEDDING_MODEL
-    changed = embedding.model_copy(update={"model_name": "other"})
-    changed.get_query_embedding("q")
-    assert embedding.client.models == ["other"]
+    assert embedding.client is encoder
+
+
+def test_a_changed_copy_has_its_own_embedder(encoder: Any) -> None:
+    """model_copy(update=...) takes effect."""
+    original = SIEEmbedding(client=encoder)
+    original.model_copy(update={"model_name": "other"}).get_query_embedding("q")
+    original.get_query_embedding("q")
+    assert encoder.models == ["other", DEFAULT_EMBEDDING_MODEL]
 
 
 async def test_a_key_is_sent_but_shown_nowhere(guard: Any) -> None:

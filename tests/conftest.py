@@ -343,7 +343,7 @@ def make_gemma(folder: Path, **settings: Any) -> Path:
     from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256))]
-    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106  no secret
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
@@ -433,8 +433,9 @@ _CORPUS = [
     *(" ".join(_WORDS[i:] + _WORDS[:i]) for i in range(20)),
     "Given a query A and a passage B, determine whether the passage contains an answer",
     "You are a search relevance expert who evaluates how well documents match search queries.",
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided",
-    "<Instruct>: Given a web search query, retrieve relevant passages\n<Query>: a\n<Document>: b " * 9,
+    "Judge whether the Document meets the requirements based on the Query and the Instruct",
+    "<Instruct>: Given a web search query, retrieve relevant passages\n<Query>: a\n<Document>: b "
+    * 9,
     f"{_CHARACTERS} query: a\ndocument: b A: B: Relevance:",
 ]
 """What the tokenizers of tiny language models are trained on."""

@@ -32,7 +32,9 @@ def theirs(folder: Path, query: str, **settings: Any) -> list[float]:
     return [float(score) for score in model.compute_score(pairs, **settings)]
 
 
-def ours(folder: Path, query: str, *, instruction: str | None = None, **options: Any) -> list[float]:
+def ours(
+    folder: Path, query: str, *, instruction: str | None = None, **options: Any
+) -> list[float]:
     """Score in float32, in the order sent."""
     client = LocalClient(mode="exact", device="cpu")
     items = [Item(id=str(i), text=text) for i, text in enumerate(TEXTS)]

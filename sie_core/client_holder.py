@@ -195,6 +195,14 @@ class ClientHolder:
         """Whether the model runs in this process, with no client given."""
         return self.base_url is None and self._client is None and self._async_client is None
 
+    @property
+    def execution(self) -> str | None:
+        """How an in-process model runs, and why so: its mode, format, workers; None before that."""
+        for client in self._opened.values():
+            if (loaded := getattr(client, "loaded", None)) is not None:
+                return next(iter(loaded().values()), None)
+        return None
+
     def _open(self, *, is_async: bool) -> Any:
         """Return the client that calls go to; make it at the first call."""
         with self._lock:

@@ -25,11 +25,17 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Item(TypedDict, total=False):
-    """What is scored or encoded: a text, with an id by which its score is found again."""
+    """What is scored or encoded: a text, with an id by which its score is found again.
+
+    In place of the text, or beside it, `multivector` holds what a late-interaction model in this
+    process made of it ([num_tokens, token_dims], float32 or float16): scoring by that model then
+    need not encode it again. Servers do not take vectors.
+    """
 
     id: str
     text: str
     metadata: dict[str, Any]
+    multivector: np.ndarray[Any, np.dtype[Any]]
 
 
 class ScoreEntry(TypedDict):

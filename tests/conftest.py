@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -83,6 +84,34 @@ def make_tiny_bert(tmp_path: Path) -> Callable[..., Path]:
 def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An XLM-RoBERTa cross-encoder with random weights and no activation in its configuration."""
     return make_xlmr(tmp_path_factory.mktemp("checkpoints") / "tiny-xlmr")
+
+
+@pytest.fixture(scope="session")
+def tiny_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """jina-reranker-v2-base-multilingual with random weights, of a size that the kernels take."""
+    folder = make_xlmr(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-jina",
+        hidden_size=64,
+        num_attention_heads=2,
+        intermediate_size=128,
+        initializer_range=0.3,
+    )
+    return rename_as_jina(folder, position_embedding_type="absolute")
+
+
+@pytest.fixture(scope="session")
+def tiny_rotary_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier on the body of jina-colbert-v2: the same without a table of positions."""
+    from safetensors.torch import load_file, save_file
+
+    folder = make_xlmr(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-rotary-jina", initializer_range=0.3
+    )
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["roberta.embeddings.position_embeddings.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return rename_as_jina(folder, position_embedding_type="rotary", rotary_emb_base=20000.0)
 
 
 @pytest.fixture(scope="session")
@@ -242,8 +271,14 @@ def make_bert(
     return folder
 
 
-def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
-    """Write a tiny XLM-RoBERTa classifier and its Unigram tokenizer to `folder`."""
+def make_xlmr(folder: Path, *, num_labels: int = 1, **settings: Any) -> Path:
+    """Write a tiny XLM-RoBERTa classifier and its Unigram tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        num_labels: Of the classifier.
+        settings: Of its configuration, in place of those here.
+    """
     import torch
     from transformers import (
         XLMRobertaConfig,
@@ -256,22 +291,75 @@ def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
     vocab = [(piece, 0.0 if i < 4 else -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
     vocab.append(("<mask>", 0.0))
     torch.manual_seed(11)
-    config = XLMRobertaConfig(
-        vocab_size=len(vocab),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=130,
-        type_vocab_size=1,
-        num_labels=num_labels,
-        initializer_range=0.5,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    XLMRobertaForSequenceClassification(config).save_pretrained(folder)
+    config = {
+        "vocab_size": len(vocab),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "type_vocab_size": 1,
+        "num_labels": num_labels,
+        "initializer_range": 0.5,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**(config | settings)))
+    model.save_pretrained(folder)
     XLMRobertaTokenizer(vocab=vocab, model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+_JINA_NAMES = {
+    "embeddings.LayerNorm": "emb_ln",
+    "attention.output.dense": "mixer.out_proj",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "output.LayerNorm": "norm2",
+    "encoder.layer.": "encoder.layers.",
+}
+
+
+def _jina_name(name: str) -> str:
+    return functools.reduce(lambda name, pair: name.replace(*pair), _JINA_NAMES.items(), name)
+
+
+def rename_as_jina(folder: Path, **config: Any) -> Path:
+    """Turn an XLM-RoBERTa's checkpoint into one as Jina's repositories have it.
+
+    Their config.json names code that must not run; here it is code that cannot.
+
+    Args:
+        folder: The checkpoint.
+        config: What else is in its config.json.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    stored = load_file(folder / "model.safetensors")
+    for name, tensor in stored.items():
+        if ".query." in name:
+            parts = [stored[name.replace("query", part)] for part in ("query", "key", "value")]
+            fused = name.replace("attention.self.query", "mixer.Wqkv")
+            tensors[_jina_name(fused)] = torch.cat(parts)
+        elif ".key." not in name and ".value." not in name:
+            tensors[_jina_name(name)] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    kind = "XLMRobertaForSequenceClassification"
+    config |= {
+        "auto_map": {
+            "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
+            "AutoModelForSequenceClassification": f"modeling_xlm_roberta.{kind}",
+        },
+        "use_flash_attn": True,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    for name in ("configuration_xlm_roberta.py", "modeling_xlm_roberta.py"):
+        (folder / name).write_text("raise SystemExit('code of a repository was run')\n")
     return folder
 
 

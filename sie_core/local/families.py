@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from sie_core.errors import UnsupportedModelError
+from sie_core.local import embedding, late_interaction
 from sie_core.local.decoder import CausalReranker
 from sie_core.local.device import Execution
 from sie_core.local.encoder import PairEncoder
@@ -18,6 +19,8 @@ from sie_core.models.sources import ModelFiles
 _LOADERS: dict[Kind, Callable[..., Model]] = {
     "causal-reranker": CausalReranker.load,
     "cross-encoder": PairEncoder.load,
+    "dense": embedding.load,
+    "late-interaction": late_interaction.load,
 }
 
 

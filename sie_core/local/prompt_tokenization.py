@@ -13,7 +13,7 @@ from sie_core.errors import InvalidRequestError, UnsupportedModelError
 from sie_core.local.prefix import DecoderSequence, Prefix
 from sie_core.local.prompts import Prompt
 from sie_core.local.token_cache import TokenCache
-from sie_core.local.tokenization import Int32s, load_tokenizer, read_tokenizer_config
+from sie_core.local.tokenization import Int32s, read_tokenizer, read_tokenizer_config
 
 _MIN_ROOM = 5
 """Room in which, by every family's rule, a query and a document keep a token each."""
@@ -75,7 +75,7 @@ class PromptTokenizer:
             ModelLoadError: `tokenizer.json` is missing or cannot be read.
             UnsupportedModelError: An answer is no token of this tokenizer.
         """
-        tokenizer = load_tokenizer(folder)
+        tokenizer = read_tokenizer(folder)
         bos = _bos_token_id(tokenizer, folder) if prompt.begins_with_bos else None
         return cls(tokenizer, prompt, bos_token_id=bos)
 

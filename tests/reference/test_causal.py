@@ -11,7 +11,7 @@ from FlagEmbedding import FlagLLMReranker
 
 from sie_core import Item, LocalClient
 from sie_core.local.prompts import PROMPTS
-from sie_core.local.tokenization import load_tokenizer
+from sie_core.local.tokenization import read_tokenizer
 
 QUERY = "how many people live in berlin"
 TEXTS = [
@@ -47,7 +47,7 @@ def ours(
 
 def num_closing_tokens(folder: Path, instruction: str | None = None) -> int:
     """Count the tokens behind a document."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     parts = PROMPTS["gemma"].closings(instruction)
     return sum(len(tokenizer.encode(part, add_special_tokens=False).ids) for part in parts)
 

@@ -144,6 +144,13 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3", "qwen3")
 
 
+@pytest.fixture(scope="session")
+def short_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 reranker that reads no more than 256 tokens."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "short-qwen3"
+    return make_qwen(folder, "qwen3", max_position_embeddings=256)
+
+
 @pytest.fixture
 def make_tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A maker of Gemmas of other shapes; it takes `GemmaConfig`'s names."""

@@ -79,6 +79,7 @@ class Local:
     """`LocalClient`."""
 
     counts_truncation = True
+    checkpoint = "tiny_bert"
 
     def __init__(self, folder: Path, server: str) -> None:  # noqa: ARG002  others need it
         self.model = str(folder)
@@ -109,6 +110,12 @@ class LocalExact(Local):
 
     def make(self) -> LocalClient:
         return LocalClient(mode="exact", num_threads=3)
+
+
+class Causal(LocalExact):
+    """`LocalClient` with a language model, whose documents share what is before them."""
+
+    checkpoint = "short_qwen3"
 
 
 class LocalAsync(Local):
@@ -169,6 +176,7 @@ def tolerance_of(client: LocalClient) -> float:
 _CLIENTS = {
     "LocalClient": Local,
     "LocalClient-exact": LocalExact,
+    "LocalClient-causal": Causal,
     "LocalAsyncClient": LocalAsync,
     "LocalAsyncClient-exact": LocalExactAsync,
     "SIEClient": Remote,
@@ -179,9 +187,10 @@ _CLIENTS = {
 
 
 @pytest.fixture(params=_CLIENTS)
-def client(request: pytest.FixtureRequest, tiny_bert: Path, sie_server: str) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, sie_server: str) -> Iterator[Client]:
     """Each backend in turn."""
-    client = _CLIENTS[request.param](tiny_bert, sie_server)
+    kind = _CLIENTS[request.param]
+    client = kind(request.getfixturevalue(kind.checkpoint), sie_server)
     yield client
     client.close()
 

@@ -165,6 +165,13 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3", "qwen3")
 
 
+@pytest.fixture(scope="session")
+def short_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 reranker that reads no more than 256 tokens."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "short-qwen3"
+    return make_qwen(folder, "qwen3", max_position_embeddings=256)
+
+
 @pytest.fixture
 def make_tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A maker of Gemmas of other shapes; it takes `GemmaConfig`'s names."""
@@ -492,7 +499,7 @@ def make_gemma(folder: Path, **settings: Any) -> Path:
     from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256))]
-    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106  no secret
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
@@ -582,7 +589,7 @@ _CORPUS = [
     *(" ".join(_WORDS[i:] + _WORDS[:i]) for i in range(20)),
     "Given a query A and a passage B, determine whether the passage contains an answer",
     "You are a search relevance expert who evaluates how well documents match search queries.",
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided",
+    "Judge whether the Document meets the requirements based on the Query and the Instruct",
     "<Instruct>: Given a web search query, retrieve relevant passages\n<Query>: a\n<Document>: b "
     * 9,
     f"{_CHARACTERS} query: a\ndocument: b A: B: Relevance:",

@@ -255,6 +255,8 @@ class Reranker:
             client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
         else:
             client.warm_up(self.model)
+            if self.lora is not None:
+                client.load_lora(self.model, self.lora)
         self._is_warm = True
 
     async def awarm_up(self) -> None:

@@ -31,7 +31,7 @@ from sie_core.local.attention import GroupedAttention, VarlenAttention, VarlenKe
 from sie_core.local.layers import ACTIVATIONS, Linear, PackedInputs, Placement
 from sie_core.local.memory import count_bytes
 from sie_core.local.modernbert import interleaved
-from sie_core.local.packing import PackedBatch
+from sie_core.local.packing import NO_ROUNDING, PackedBatch
 from sie_core.local.tokenization import Pair
 from sie_core.local.weights import Shapes
 from sie_core.local.worker import Classifier, Worker, choose_rounding, to_scores
@@ -508,7 +508,8 @@ class AdapterWorker:
         batch = PackedBatch.of(
             [pairs[i] for i in order],
             position_offset=self._architecture.position_offset,
-            rounding=choose_rounding(self._placement),
+            # Cumulative lengths say where tokens are: there must be no padding between them.
+            rounding=choose_rounding(self._placement) if self._kernel is None else NO_ROUNDING,
             pad_token_id=self._architecture.pad_token_id,
         )
         device = self._placement.device

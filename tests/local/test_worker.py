@@ -283,6 +283,7 @@ def test_adapters_by_cumulative_lengths_score_as_by_groups(
     checkpoint: str,
     layer: str,
     dtype: str,
+    *,
     load_encoder: LoadEncoder,
     make_pairs: MakePairs,
     request: pytest.FixtureRequest,

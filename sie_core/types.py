@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ScoreSpace = Literal["raw", "probability"]
 """`raw`: the model's logit. `probability`: its sigmoid, between 0 and 1."""
 
+RerankSpace = Literal["raw", "probability", "calibrated"]
+"""What a reranker's scores are; `calibrated`: probabilities fitted on judged pairs."""
+
 Mode = Literal["auto", "exact", "fast"]
 """`exact`: float32. `fast`: half precision, where that is faster. `auto`: fast, else exact."""
 
@@ -95,4 +98,22 @@ class AsyncScoringClient(Protocol):
     @property
     def score(self) -> Callable[..., Awaitable[Mapping[str, Any]]]:
         """The coroutine function `score(model, query, items, **options)`."""
+        ...
+
+
+class EncodingClient(Protocol):
+    """Anything that turns items into embeddings: `LocalClient`, `SIEClient`."""
+
+    @property
+    def encode(self) -> Callable[..., Any]:
+        """The function `encode(model, items, **options)`; it returns a list of `EncodeResult`."""
+        ...
+
+
+class AsyncEncodingClient(Protocol):
+    """The same for asyncio: `LocalAsyncClient`, `SIEAsyncClient`."""
+
+    @property
+    def encode(self) -> Callable[..., Awaitable[Any]]:
+        """The coroutine function `encode(model, items, **options)`."""
         ...

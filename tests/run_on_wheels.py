@@ -30,6 +30,8 @@ DISTRIBUTIONS = {
     ROOT / "packages/sie-llamaindex": ["sie_llamaindex/py.typed"],
     ROOT / "packages/sie-haystack": [
         "sie_haystack/py.typed",
+        "haystack_integrations/common/sie/py.typed",
+        "haystack_integrations/components/embedders/sie/py.typed",
         "haystack_integrations/components/rankers/sie/py.typed",
     ],
 }

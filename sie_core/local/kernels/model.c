@@ -178,6 +178,20 @@ EXPORT int sie_model_set_layer(sie_model *model, int index, const sie_layer_weig
     return 1;
 }
 
+/* What the layers of a model hold; see sie_model_set_layer. */
+EXPORT size_t sie_model_num_bytes(const sie_model *model) {
+    const sie_kernels *kernels = &model->kernels;
+    const size_t hidden = model->config.hidden, intermediate = model->config.intermediate;
+    const size_t square = kernels->packed_bytes(hidden, hidden);
+    const size_t each = 4 * square + kernels->packed_bytes(intermediate, hidden) +
+                        kernels->packed_bytes(hidden, intermediate) +
+                        (9 * hidden + intermediate) * sizeof(float);
+    /* Where first tokens alone are read, the last layer has its keys' and values' weights as they
+     * were. */
+    const size_t more = model->config.reads_all ? 0 : hidden * hidden * sizeof(float) - square;
+    return model->config.layers * each + 2 * more;
+}
+
 EXPORT void sie_workspace_free(sie_workspace *workspace) {
     if (!workspace) return;
     free(workspace->memory);

@@ -79,6 +79,8 @@ class Local:
     """`LocalClient`."""
 
     counts_truncation = True
+    checkpoint = "tiny_bert"
+    """The fixture whose model it scores with."""
 
     def __init__(self, folder: Path, server: str) -> None:  # noqa: ARG002  others need it
         self.model = str(folder)
@@ -121,6 +123,18 @@ class LocalAsync(Local):
 
 class LocalExactAsync(LocalAsync, LocalExact):
     """The same in float32."""
+
+
+class LateInteraction(LocalExact):
+    """`LocalClient` with a ColBERT, whose queries hold masks that nobody sees."""
+
+    checkpoint = "tiny_colbert"
+
+
+class LateInteractionAsync(LocalExactAsync):
+    """The same for asyncio."""
+
+    checkpoint = "tiny_colbert"
 
 
 class Remote(Local):
@@ -171,6 +185,8 @@ _CLIENTS = {
     "LocalClient-exact": LocalExact,
     "LocalAsyncClient": LocalAsync,
     "LocalAsyncClient-exact": LocalExactAsync,
+    "LocalClient-late-interaction": LateInteraction,
+    "LocalAsyncClient-late-interaction": LateInteractionAsync,
     "SIEClient": Remote,
     "SIEAsyncClient": RemoteAsync,
     "FallbackClient": Chain,
@@ -179,9 +195,10 @@ _CLIENTS = {
 
 
 @pytest.fixture(params=_CLIENTS)
-def client(request: pytest.FixtureRequest, tiny_bert: Path, sie_server: str) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, sie_server: str) -> Iterator[Client]:
     """Each backend in turn."""
-    client = _CLIENTS[request.param](tiny_bert, sie_server)
+    backend = _CLIENTS[request.param]
+    client = backend(request.getfixturevalue(backend.checkpoint), sie_server)
     yield client
     client.close()
 

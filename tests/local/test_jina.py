@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 from sie_core.errors import UnsupportedModelError
@@ -193,3 +194,32 @@ def test_positions_of_other_kinds_are_refused(tiny_jina: Path, tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match=r"'relative_key'; .*'absolute', 'rotary'"):
         Architecture.read(ModelFiles(name="test/jina", folder=tmp_path, source="folder"))
+
+
+def test_jina_colbert_s_vectors_are_those_of_its_body(
+    tiny_rotary_jina: Path, tmp_path: Path
+) -> None:
+    """Its layout is ColBERT's own; markers by artifact.metadata, masks that are seen."""
+    folder = tmp_path / "jina-colbert"
+    shutil.copytree(tiny_rotary_jina, folder)
+    tensors = load_file(folder / "model.safetensors")
+    body = {name: x for name, x in tensors.items() if not name.startswith("classifier.")}
+    torch.manual_seed(31)
+    projection = torch.randn(16, tensors["classifier.dense.weight"].shape[1])
+    save_file(body | {"linear.weight": projection}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))
+    said = {"query_token_id": "▁the", "doc_token_id": "▁of", "query_maxlen": 12, "doc_maxlen": 100}
+    said |= {"attend_to_mask_tokens": True, "mask_punctuation": False}
+    (folder / "artifact.metadata").write_text(json.dumps(said))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    client = LocalClient(device="cpu", mode="exact")
+    for text, is_query, marker in ((QUERY, True, "▁the"), (TEXTS[1], False, "▁of")):
+        first, *rest = tokenizer(text)["input_ids"]
+        ids = [first, tokenizer.convert_tokens_to_ids(marker), *rest]
+        ids += (12 - len(ids)) * [tokenizer.mask_token_id] if is_query else []
+        states = rotary_hidden_states(tiny_rotary_jina, ids)
+        expected = torch.nn.functional.normalize(states @ projection.T, dim=1)
+        found = client.encode(str(folder), Item(text=text), is_query=is_query)["multivector"]
+        assert found == pytest.approx(expected.numpy(), abs=1e-4)
+    client.close()

@@ -8,6 +8,7 @@
 #   make format        format the code
 #   make test-slow     the tests marked slow
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
+#   make test-reference  scores and vectors against the model authors' own packages, which it installs
 #   make bench         measurements, in under ten minutes
 #   make peers         the libraries that `make bench` then compares with
 #   make clean         remove what the above made
@@ -28,7 +29,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow test-real-server check format bench peers clean
+.PHONY: setup fetch demo test test-checkout test-slow test-real-server test-reference check format bench peers clean
 
 setup: $(INSTALLED)
 
@@ -63,6 +64,19 @@ test-slow: fetch
 
 test-real-server: $(INSTALLED)
 	$(call step,Testing against sie-server itself,$(BIN)/python -m pytest -m real_server tests/real_server)
+
+REFERENCE := .build/reference
+REFERENCE_PIP := $(REFERENCE)/bin/python -m pip --disable-pip-version-check
+REFERENCE_INPUTS := $(wildcard tests/reference/requirements*.txt) constraints.txt
+# Their warnings are their own.
+test-reference: $(INSTALLED) $(REFERENCE)/.installed
+	$(call step,Comparing with the authors' packages,PYTHONPATH=. $(REFERENCE)/bin/python -m pytest -W ignore tests/reference)
+
+$(REFERENCE)/.installed: $(REFERENCE_INPUTS)
+	$(call step,Making $(REFERENCE),$(PYTHON) -m venv $(REFERENCE))
+	$(call step,Installing torch,$(REFERENCE_PIP) install -q -c constraints.txt torch)
+	$(call step,Installing the authors' packages,$(REFERENCE_PIP) install -q -c constraints.txt -r tests/reference/requirements.txt && $(REFERENCE_PIP) install -q --no-deps -r tests/reference/requirements-without-dependencies.txt)
+	@touch $@
 
 check: $(INSTALLED)
 	$(call step,Formatting (ruff format),$(BIN)/ruff format --check -q .)

@@ -109,7 +109,7 @@ class ClientHolder:
 
         A server, or a client that was given, loads when it sees fit: for those it does nothing.
         """
-        if not self._is_local or self._is_warm:
+        if not self.is_local or self._is_warm:
             return
         self._warm_up(self._open(is_async=False))
         self._is_warm = True
@@ -150,7 +150,7 @@ class ClientHolder:
         await self.aclose()
 
     def __repr__(self) -> str:
-        where = "in-process" if self._is_local else self.base_url or "given client"
+        where = "in-process" if self.is_local else self.base_url or "given client"
         return f"{type(self).__name__}(model={self.model!r}, {where}{self._shown()})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,8 +191,17 @@ class ClientHolder:
         self._is_warm = False
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether the model runs in this process, with no client given."""
         return self.base_url is None and self._client is None and self._async_client is None
+
+    @property
+    def execution(self) -> str | None:
+        """How an in-process model runs, and why so: its mode, format, workers; None before that."""
+        for client in self._opened.values():
+            if (loaded := getattr(client, "loaded", None)) is not None:
+                return next(iter(loaded().values()), None)
+        return None
 
     def _open(self, *, is_async: bool) -> Any:
         """Return the client that calls go to; make it at the first call."""
@@ -222,7 +231,7 @@ class ClientHolder:
         return _Given(first.client, self._client_method, is_async=is_async)
 
     def _first_backend(self, *, is_async: bool) -> Backend:
-        if self._is_local:
+        if self.is_local:
             return self._backend(LOCAL)
         if self.base_url is not None:
             return Backend(client=self.base_url, arguments=self._remote_arguments)

@@ -7,14 +7,17 @@ Whose client that is, and its life, is in `ClientHolder`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sie_core.calibration import Calibration
 from sie_core.client_holder import ClientHolder, check_text
 from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
+from sie_core.fusion import check_retrieval_weight, fuse_scores
 from sie_core.ranking import (
     Ranking,
     check_score_space,
@@ -24,7 +27,7 @@ from sie_core.ranking import (
     rank,
 )
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Item, Mode, ScoreSpace, ScoringClient, Usage
+from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient, Usage
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
 """`local`, `retrieval_order`, a server's address, or a client."""
@@ -41,6 +44,9 @@ class _Call:
     arguments: dict[str, Any]
     top_k: int | None
     score_threshold: float | None
+    calibration: Calibration | None
+    retrieval_weight: float | None
+    retrieval_scores: Sequence[float]
 
 
 class Reranker(ClientHolder):
@@ -65,7 +71,13 @@ class Reranker(ClientHolder):
         score_threshold: Keep documents with `score >= score_threshold`; None keeps all.
         instruction: Put before the query, for models trained with instructions.
         score_space: `raw` logits or `probability`; None means what the model's own config says.
-            A server that does not say which it gave is refused.
+            A server that does not say which it gave is refused. `calibrated`: probabilities fitted
+            on judged pairs by `sie calibrate`.
+        calibration: For `calibrated`: the file, or the object; None means the one that was stored
+            under the model's name.
+        fuse_retrieval_score: Weight of the retrieval score, from 0 to 1, mixed with the model's by
+            z-scores (`sie_core.fusion.fuse_scores`); None leaves it out. Each ranked entry's score
+            is then the mix; the threshold is held against the score before it.
         options: Passed on to the client's `score`, such as `{"max_length": 256}`.
         gpu: Machine profile on a remote cluster, such as `l4`; without meaning in-process.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
@@ -80,6 +92,8 @@ class Reranker(ClientHolder):
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
+        lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
+            model as it is.
         revision: In-process: branch, tag or commit of the model on the hub.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -104,7 +118,9 @@ class Reranker(ClientHolder):
         top_k: int | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        calibration: str | Path | Calibration | None = None,
+        fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
@@ -115,13 +131,16 @@ class Reranker(ClientHolder):
         num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
-        check_score_space(score_space)
+        check_score_space(score_space, spaces=RerankSpace)
+        check_retrieval_weight(fuse_retrieval_score)
+        check_text(lora=lora)
         super().__init__(
             model,
             base_url=base_url,
@@ -148,6 +167,10 @@ class Reranker(ClientHolder):
         self.top_k = top_k
         self.score_threshold = score_threshold
         self.score_space = score_space
+        self.fuse_retrieval_score = fuse_retrieval_score
+        self.lora = lora
+        self._calibration = calibration
+        self._cache_dir = cache_dir
         if self.base_url is not None or fallback is not None:
             self._open(is_async=False)  # connects to nothing, but refuses a wrong address now
 
@@ -159,7 +182,9 @@ class Reranker(ClientHolder):
         top_k: int | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        retrieval_scores: Sequence[float | None] | None = None,
+        fuse_retrieval_score: float | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -170,6 +195,9 @@ class Reranker(ClientHolder):
             score_threshold: See the class.
             instruction: See the class.
             score_space: See the class.
+            retrieval_scores: The first stage's, one for each document, higher is better; needed
+                with `fuse_retrieval_score` only.
+            fuse_retrieval_score: Instead of the constructor's; None means that one.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -182,6 +210,8 @@ class Reranker(ClientHolder):
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
+            retrieval_scores=retrieval_scores,
+            retrieval_weight=fuse_retrieval_score,
         )
         if not call.items:
             return self._to_ranking(call, None)
@@ -198,7 +228,9 @@ class Reranker(ClientHolder):
         top_k: int | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        retrieval_scores: Sequence[float | None] | None = None,
+        fuse_retrieval_score: float | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
         call = self._prepare(
@@ -208,6 +240,8 @@ class Reranker(ClientHolder):
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
+            retrieval_scores=retrieval_scores,
+            retrieval_weight=fuse_retrieval_score,
         )
         if not call.items:
             return self._to_ranking(call, None)
@@ -242,6 +276,8 @@ class Reranker(ClientHolder):
             client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
         else:
             super()._warm_up(client)
+            if self.lora is not None:
+                client.load_lora(self.model, self.lora)
 
     def _make_client(self, *, is_async: bool) -> Any:
         others = self._fallback_backends()
@@ -260,7 +296,7 @@ class Reranker(ClientHolder):
         is_one = isinstance(self.fallback, str) or not isinstance(self.fallback, Sequence)
         others = [self.fallback] if is_one else list(self.fallback)  # type: ignore[arg-type]
         # Whoever moves from a server to this process by leaving out base_url may leave this as is.
-        return [self._backend(other) for other in others if not (self._is_local and other == LOCAL)]
+        return [self._backend(other) for other in others if not (self.is_local and other == LOCAL)]
 
     def _prepare(
         self,
@@ -270,28 +306,52 @@ class Reranker(ClientHolder):
         top_k: int | None,
         score_threshold: float | None,
         instruction: str | None,
-        score_space: ScoreSpace | None,
+        score_space: RerankSpace | None,
+        retrieval_scores: Sequence[float | None] | None,
+        retrieval_weight: float | None,
     ) -> _Call:
         """Check one call's arguments and choose what is sent: blank documents are not."""
         check_top_k(top_k)
         check_score_threshold(score_threshold)
-        check_score_space(score_space)
+        check_score_space(score_space, spaces=RerankSpace)
         check_text(instruction=instruction)
         _check_documents(documents)
         indices = [i for i, text in enumerate(documents) if text is not None and text.strip()]
         if documents:
             _check_query(query)
+        check_retrieval_weight(retrieval_weight)
+        weight = self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
+        space: RerankSpace | None = score_space or self.score_space
+        calibration = self._find_calibration() if space == "calibrated" else None
+        if calibration is not None:
+            space = calibration.score_space
         return _Call(
             query=Item(text=query),
             items=[Item(id=str(i), text=documents[i] or "") for i in indices],
             indices=indices,
             num_documents=len(documents),
             arguments=self._arguments(
-                instruction or self.instruction, score_space=score_space or self.score_space
+                instruction or self.instruction, score_space=space, lora=self.lora
             ),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+            calibration=calibration,
+            retrieval_weight=weight,
+            retrieval_scores=()
+            if weight is None
+            else _check_retrieval_scores(retrieval_scores, indices, len(documents)),
         )
+
+    def _find_calibration(self) -> Calibration:
+        """Return the calibration; a file is read at the first call that needs it."""
+        if not isinstance(self._calibration, Calibration):
+            cache_dir = None if self._cache_dir is None else Path(self._cache_dir)
+            self._calibration = (
+                Calibration.find(self.model, cache_dir=cache_dir)
+                if self._calibration is None
+                else Calibration.load(Path(self._calibration))
+            )
+        return self._calibration
 
     def _to_ranking(self, call: _Call, reply: Mapping[str, Any] | None) -> Ranking:
         """Match scores to documents through the ids sent, and order them."""
@@ -303,18 +363,32 @@ class Reranker(ClientHolder):
             for index, score in zip(call.indices, found, strict=True):
                 scores[index] = score
             self._check_score_space(call, reply)
+        space: RerankSpace | None = reply.get("score_space")
+        shown, order_by = scores, scores
+        if call.calibration is not None and space == call.calibration.score_space:
+            probability = call.calibration.probability
+            shown = [None if score is None else probability(score) for score in scores]
+            space = "calibrated"
+        if call.retrieval_weight is not None:
+            order_by = _fused(shown, call, call.retrieval_weight)
+        entries = rank(
+            shown,
+            order_by=order_by,
+            top_k=call.top_k,
+            # Another model's scores are not measured against the threshold of this one's.
+            score_threshold=None if is_degraded else call.score_threshold,
+        )
+        if call.retrieval_weight is not None:
+            entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
+        if order_by is not scores or shown is not scores:
+            entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
         return Ranking(
-            entries=rank(
-                scores,
-                top_k=call.top_k,
-                # Another model's scores are not measured against the threshold of this one's.
-                score_threshold=None if is_degraded else call.score_threshold,
-            ),
+            entries=entries,
             model=self.model,
             status="degraded" if is_degraded else "complete",
             served_by=reply.get("served_by") or self.base_url or LOCAL,
             reason=reply.get("reason"),
-            score_space=reply.get("score_space"),
+            score_space=space,
             usage=reply.get("usage") or Usage(),
         )
 
@@ -328,6 +402,47 @@ class Reranker(ClientHolder):
                 "them as they are"
             )
             raise InvalidRequestError(msg)
+
+
+def _fused(scores: Sequence[float | None], call: _Call, weight: float) -> list[float | None]:
+    """Mix the model's scores with the retrieval scores; what has no score gets none."""
+    fused: list[float | None] = [None] * len(scores)
+    model_scores = [scores[index] for index in call.indices]
+    known = [score for score in model_scores if score is not None]
+    if len(known) != len(model_scores):  # retrieval order: there is nothing to mix
+        return fused
+    mixed = fuse_scores(known, call.retrieval_scores, retrieval_weight=weight)
+    for index, score in zip(call.indices, mixed, strict=True):
+        fused[index] = score
+    return fused
+
+
+def _check_retrieval_scores(
+    scores: Sequence[float | None] | None, indices: Sequence[int], num_documents: int
+) -> list[float]:
+    """Return the retrieval scores of the documents that are sent.
+
+    Raises:
+        InvalidRequestError: One is missing, or no finite number.
+    """
+    if scores is None or len(scores) != num_documents:
+        got = "none" if scores is None else f"{len(scores)}"
+        msg = (
+            f"fuse_retrieval_score needs a retrieval score for each of {num_documents} documents, "
+            f"but got {got}; leave it None to order by the reranker alone"
+        )
+        raise InvalidRequestError(msg)
+    found: list[float] = []
+    for index in indices:
+        score = scores[index]
+        if score is None or not math.isfinite(score):
+            msg = (
+                f"fuse_retrieval_score needs every document's retrieval score, but document "
+                f"{index} has {score!r}; leave it None to order by the reranker alone"
+            )
+            raise InvalidRequestError(msg)
+        found.append(float(score))
+    return found
 
 
 def _without_secrets(fallback: Any) -> Any:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ScoreSpace = Literal["raw", "probability"]
 """`raw`: the model's logit. `probability`: its sigmoid, between 0 and 1."""
 
+RerankSpace = Literal["raw", "probability", "calibrated"]
+"""What a reranker's scores are; `calibrated`: probabilities fitted on judged pairs."""
+
 Mode = Literal["auto", "exact", "fast"]
 """`exact`: float32. `fast`: half precision, where that is faster. `auto`: fast, else exact."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -87,6 +88,34 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """jina-reranker-v2-base-multilingual with random weights, of a size that the kernels take."""
+    folder = make_xlmr(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-jina",
+        hidden_size=64,
+        num_attention_heads=2,
+        intermediate_size=128,
+        initializer_range=0.3,
+    )
+    return rename_as_jina(folder, position_embedding_type="absolute")
+
+
+@pytest.fixture(scope="session")
+def tiny_rotary_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier on the body of jina-colbert-v2: the same without a table of positions."""
+    from safetensors.torch import load_file, save_file
+
+    folder = make_xlmr(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-rotary-jina", initializer_range=0.3
+    )
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["roberta.embeddings.position_embeddings.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return rename_as_jina(folder, position_embedding_type="rotary", rotary_emb_base=20000.0)
+
+
+@pytest.fixture(scope="session")
 def tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ModernBERT cross-encoder with random weights, most layers of which see 8 tokens around."""
     return make_modernbert(tmp_path_factory.mktemp("checkpoints") / "tiny-modernbert")
@@ -116,6 +145,43 @@ def make_colbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 def tiny_colbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ColBERT with random weights in the layout of ColBERT's own code."""
     return write_colbert(tmp_path_factory.mktemp("checkpoints") / "tiny-colbert")
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma with random weights in the files of BAAI/bge-reranker-v2-gemma, in several shards."""
+    return make_gemma(tmp_path_factory.mktemp("checkpoints") / "tiny-gemma")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 with random weights in the files of mixedbread-ai/mxbai-rerank-base-v2."""
+    return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 with random weights in the files of Qwen/Qwen3-Reranker-0.6B."""
+    return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3", "qwen3")
+
+
+@pytest.fixture(scope="session")
+def short_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 reranker that reads no more than 256 tokens."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "short-qwen3"
+    return make_qwen(folder, "qwen3", max_position_embeddings=256)
+
+
+@pytest.fixture
+def make_tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of Gemmas of other shapes; it takes `GemmaConfig`'s names."""
+    return lambda **settings: make_gemma(tmp_path_factory.mktemp("gemma"), **settings)
+
+
+@pytest.fixture
+def make_tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of Qwens of other shapes; it takes a `model_type` and its configuration's names."""
+    return lambda kind, **settings: make_qwen(tmp_path_factory.mktemp(kind), kind, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -273,8 +339,14 @@ def make_bert(
     return folder
 
 
-def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
-    """Write a tiny XLM-RoBERTa classifier and its Unigram tokenizer to `folder`."""
+def make_xlmr(folder: Path, *, num_labels: int = 1, **settings: Any) -> Path:
+    """Write a tiny XLM-RoBERTa classifier and its Unigram tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        num_labels: Of the classifier.
+        settings: Of its configuration, in place of those here.
+    """
     import torch
     from transformers import (
         XLMRobertaConfig,
@@ -287,22 +359,75 @@ def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
     vocab = [(piece, 0.0 if i < 4 else -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
     vocab.append(("<mask>", 0.0))
     torch.manual_seed(11)
-    config = XLMRobertaConfig(
-        vocab_size=len(vocab),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=130,
-        type_vocab_size=1,
-        num_labels=num_labels,
-        initializer_range=0.5,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    XLMRobertaForSequenceClassification(config).save_pretrained(folder)
+    config = {
+        "vocab_size": len(vocab),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "type_vocab_size": 1,
+        "num_labels": num_labels,
+        "initializer_range": 0.5,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**(config | settings)))
+    model.save_pretrained(folder)
     XLMRobertaTokenizer(vocab=vocab, model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+_JINA_NAMES = {
+    "embeddings.LayerNorm": "emb_ln",
+    "attention.output.dense": "mixer.out_proj",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "output.LayerNorm": "norm2",
+    "encoder.layer.": "encoder.layers.",
+}
+
+
+def _jina_name(name: str) -> str:
+    return functools.reduce(lambda name, pair: name.replace(*pair), _JINA_NAMES.items(), name)
+
+
+def rename_as_jina(folder: Path, **config: Any) -> Path:
+    """Turn an XLM-RoBERTa's checkpoint into one as Jina's repositories have it.
+
+    Their config.json names code that must not run; here it is code that cannot.
+
+    Args:
+        folder: The checkpoint.
+        config: What else is in its config.json.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    stored = load_file(folder / "model.safetensors")
+    for name, tensor in stored.items():
+        if ".query." in name:
+            parts = [stored[name.replace("query", part)] for part in ("query", "key", "value")]
+            fused = name.replace("attention.self.query", "mixer.Wqkv")
+            tensors[_jina_name(fused)] = torch.cat(parts)
+        elif ".key." not in name and ".value." not in name:
+            tensors[_jina_name(name)] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    kind = "XLMRobertaForSequenceClassification"
+    config |= {
+        "auto_map": {
+            "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
+            "AutoModelForSequenceClassification": f"modeling_xlm_roberta.{kind}",
+        },
+        "use_flash_attn": True,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    for name in ("configuration_xlm_roberta.py", "modeling_xlm_roberta.py"):
+        (folder / name).write_text("raise SystemExit('code of a repository was run')\n")
     return folder
 
 
@@ -360,6 +485,135 @@ def make_modernbert(folder: Path, **settings: Any) -> Path:
     model = ModernBertForSequenceClassification(ModernBertConfig(**(config | settings)))
     model.save_pretrained(folder)
     return folder
+
+
+def make_gemma(folder: Path, **settings: Any) -> Path:
+    """Write a tiny Gemma and its tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        settings: Of its configuration, in place of those here.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256))]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106  no secret
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([*_CORPUS, *["Yes"] * 200], trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = GemmaTokenizer(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]]
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(17)
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,  # more than hidden_size / num_attention_heads, as in the real one
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # large, so that random scores differ clearly
+        "dtype": "float32",
+    }
+    network = GemmaForCausalLM(GemmaConfig(**(config | settings)))
+    _randomise_norms(network)
+    network.save_pretrained(folder, max_shard_size="60KB")
+    _spell_as_before(folder, hidden_act="gelu", rope_theta=10000.0)
+    return folder
+
+
+def make_qwen(folder: Path, model_type: str, **settings: Any) -> Path:
+    """Write a tiny Qwen2 or Qwen3 and its tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        model_type: `qwen2` or `qwen3`.
+        settings: Of its configuration, in place of those here.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer, Qwen3Config
+
+    empty = Qwen2Tokenizer()  # cuts texts up as the real ones do
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = empty.backend_tokenizer.normalizer
+    trained.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator([*_CORPUS, *["yes", "no"] * 200], trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=131072,
+    )
+    if model_type == "qwen3":
+        tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(19)
+    config = {
+        "vocab_size": len(tokenizer) + 3,  # the real ones have rows for no token, too
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # large, so that random scores differ clearly
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+    if model_type == "qwen3":
+        config["head_dim"] = 16  # more than hidden_size / num_attention_heads, as in the real one
+    kind = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}[model_type]
+    theta = {"rope_type": "default", "rope_theta": 1000000.0}
+    network = AutoModelForCausalLM.from_config(kind(**(config | settings), rope_parameters=theta))
+    _randomise_norms(network)
+    network.save_pretrained(folder)
+    _spell_as_before(folder, rope_theta=1000000.0, sliding_window=4096)
+    return folder
+
+
+_CORPUS = [
+    *(" ".join(_WORDS[i:] + _WORDS[:i]) for i in range(20)),
+    "Given a query A and a passage B, determine whether the passage contains an answer",
+    "You are a search relevance expert who evaluates how well documents match search queries.",
+    "Judge whether the Document meets the requirements based on the Query and the Instruct",
+    "<Instruct>: Given a web search query, retrieve relevant passages\n<Query>: a\n<Document>: b "
+    * 9,
+    f"{_CHARACTERS} query: a\ndocument: b A: B: Relevance:",
+]
+"""What the tokenizers of tiny language models are trained on."""
+
+
+def _randomise_norms(network: Any) -> None:
+    """Give norms and biases, which begin as ones and zeros, numbers that count."""
+    import torch
+
+    for name, parameter in network.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, parameter.mean().item(), 0.2)
+
+
+def _spell_as_before(folder: Path, **settings: Any) -> None:
+    """Rewrite config.json as transformers 4 wrote it, which is what the real models have."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["rope_parameters"]
+    config.pop("layer_types", None)
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config | settings, indent=2), encoding="utf-8")
 
 
 def write_body(folder: Path, model_type: str = "bert", *, tokens: Sequence[str] = ()) -> None:

@@ -16,6 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 import sie_core
+from sie_core.cli.bench import bench
+from sie_core.cli.calibrate import calibrate
 from sie_core.cli.fetch import fetch
 from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
@@ -95,3 +97,5 @@ program.command()(rerank)
 program.command()(models)
 program.command()(fetch)
 program.command()(health)
+program.command()(calibrate)
+program.command()(bench)

@@ -31,6 +31,7 @@ class ScoreSpaceName(StrEnum):
 
     RAW = "raw"
     PROBABILITY = "probability"
+    CALIBRATED = "calibrated"
 
 
 class ModeName(StrEnum):
@@ -136,8 +137,17 @@ def rerank(
     score_space: Annotated[
         ScoreSpaceName | None,
         typer.Option(
-            help="Scores as logits or as probabilities.",
+            help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
             show_default="what the model's config says",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="For calibrated scores: a file that `sie calibrate` wrote.",
+            show_default="the one kept under the model's name",
             rich_help_panel="Model",
         ),
     ] = None,
@@ -274,6 +284,7 @@ def rerank(
         wait_for_capacity=wait_for_capacity,
         instruction=instruction,
         score_space=None if score_space is None else score_space.value,
+        calibration=calibration,
         timeout_seconds=timeout,
         device=device.split(",") if device and "," in device else device,
         mode=mode.value,

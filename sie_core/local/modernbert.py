@@ -11,6 +11,8 @@ the head reads), `head`; a classifier's `forward` is all of them in a row.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -27,6 +29,7 @@ from sie_core.local.layers import (
     Placement,
     linear_shapes,
 )
+from sie_core.local.rotary import Rotations, interleaved, rotations_of
 from sie_core.local.weights import Weights
 
 _QKV = 3
@@ -86,53 +89,6 @@ class ModernBertLayer:
     down: Linear
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """The rotary embedding of a batch's positions, as complex numbers of length 1.
-
-    Rotating a pair of numbers by an angle is multiplying one complex number by another (Su et al.
-    2021, arXiv:2104.09864, section 3.4.2). The pairs that a checkpoint has in the two halves of a
-    head are neighbours here: see `_interleaved`.
-
-    Attributes:
-        factors: [rows, 1, 1, head size / 2].
-    """
-
-    factors: torch.Tensor
-
-    @classmethod
-    def of(cls, position_ids: torch.Tensor, *, head_size: int, theta: float) -> Self:
-        """Compute it, in float32."""
-        steps = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_ids.device)
-        angles = position_ids[:, None].float() * (1.0 / theta ** (steps / head_size))
-        return cls(torch.complex(angles.cos(), angles.sin())[:, None, None, :])
-
-    def apply(self, x: torch.Tensor) -> None:
-        """Rotate [rows, n, heads, head size] in place; computed in float32."""
-        exact = x.float()  # x itself, where it is float32
-        torch.view_as_complex(exact.view(*x.shape[:-1], -1, 2)).mul_(self.factors)
-        if exact is not x:
-            x.copy_(exact)
-
-
-def _interleaved(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Put the first and the second half of every query and key head alternately.
-
-    Their products, which are all that is made of them, do not depend on the order.
-
-    Args:
-        qkv: A weight or bias; [3 * hidden, …].
-        num_heads: Heads of queries, and of keys and values.
-    """
-    query_key, value = qkv.tensor_split([2 * len(qkv) // _QKV])
-    halves = query_key.view(2 * num_heads, 2, -1, *qkv.shape[1:])
-    return torch.cat([halves.transpose(1, 2).flatten(0, 2), value])
-
-
-Rotations = dict[float, Rotation]
-"""A batch's rotation for each base that some layer has."""
-
-
 class ModernBertBody:
     """A ModernBERT: hidden states of the last layer, behind the final LayerNorm.
 
@@ -173,11 +129,7 @@ class ModernBertBody:
 
     def rotations(self, inputs: PackedInputs) -> Rotations:
         """Return the rotation of a batch for each base that some layer has."""
-        size = self._architecture.head_size
-        return {
-            theta: Rotation.of(inputs.position_ids, head_size=size, theta=theta)
-            for theta in {layer.theta for layer in self._architecture.rotary_layers}
-        }
+        return rotations_of(inputs.position_ids, self._architecture)
 
     def embed(self, inputs: PackedInputs) -> torch.Tensor:
         """Return the embeddings of all tokens; [total, hidden]."""
@@ -283,6 +235,27 @@ class ModernBertClassifier(ModernBertBody):
         hidden = self.layer(self.num_layers - 1, hidden, rotations, attention)
         return attention.mean(self._final_norm(hidden))
 
+    def with_linears(self, change: Callable[[Sequence[str], Linear], Linear]) -> Self:
+        """Return the same classifier with other linear layers; all else is shared.
+
+        Args:
+            change: Takes the names that a layer was read from, and the layer; returns another.
+        """
+        twin = copy.copy(self)
+        twin._layers = [  # noqa: SLF001
+            replace(
+                layer,
+                qkv=change([f"model.layers.{i}.attn.Wqkv"], layer.qkv),
+                attention_out=change([f"model.layers.{i}.attn.Wo"], layer.attention_out),
+                up=change([f"model.layers.{i}.mlp.Wi"], layer.up),
+                down=change([f"model.layers.{i}.mlp.Wo"], layer.down),
+            )
+            for i, layer in enumerate(self._layers)
+        ]
+        twin._dense = change(["head.dense"], self._dense)  # noqa: SLF001
+        twin._classifier = change(["classifier"], self._classifier)  # noqa: SLF001
+        return twin
+
     def head(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return the logits of pooled rows, in float32."""
         dense = self._head_activation(self._dense(pooled.float()))
@@ -321,11 +294,7 @@ class _Reader:
 
     def query_key_value(self, name: str) -> Linear:
         linear = self.linear(name, has_bias=self.architecture.attention_bias)
-        bias, num_heads = linear.bias, self.architecture.num_heads
-        return Linear(
-            _interleaved(linear.weight, num_heads),
-            None if bias is None else _interleaved(bias, num_heads),
-        )
+        return interleaved(linear, self.architecture.num_heads)
 
     def layer(self, index: int) -> ModernBertLayer:
         name = f"model.layers.{index}"

@@ -186,10 +186,28 @@ _CLIENTS = {
 }
 
 
-@pytest.fixture(params=_CLIENTS)
-def client(request: pytest.FixtureRequest, tiny_bert: Path, sie_server: str) -> Iterator[Client]:
-    """Each backend in turn."""
-    client = _CLIENTS[request.param](tiny_bert, sie_server)
+_FAMILIES = {
+    "XLM-RoBERTa": "tiny_xlmr",
+    "ModernBERT": "tiny_modernbert",
+    "Jina": "tiny_jina",
+    "Gemma": "tiny_gemma",
+    "Qwen2": "tiny_qwen2",
+    "Qwen3": "short_qwen3",
+    "ColBERT": "tiny_colbert",
+}
+"""A fixture with a tiny checkpoint of every family that scores but BERT, which all backends run.
+
+A new family joins the suite by a line here.
+"""
+
+
+@pytest.fixture(params=[*_CLIENTS, *(f"LocalClient-exact-{family}" for family in _FAMILIES)])
+def client(request: pytest.FixtureRequest, sie_server: str) -> Iterator[Client]:
+    """Each backend in turn with a BERT, and each other family in this process."""
+    backend, _, family = request.param.partition("-exact-")
+    checkpoint = request.getfixturevalue(_FAMILIES.get(family, "tiny_bert"))
+    kind = LocalExact if family else _CLIENTS[backend]
+    client = kind(checkpoint, sie_server)
     yield client
     client.close()
 

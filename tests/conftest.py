@@ -272,7 +272,7 @@ class _ScoreHandler(BaseHTTPRequestHandler):
         folder = self.server.embedder_folder  # type: ignore[attr-defined]
         params = request.get("params", {})
         is_query = params.get("options", {}).get("is_query")
-        found = LocalClient().encode(folder, request["items"], is_query=is_query)
+        found = LocalClient(mode="exact").encode(folder, request["items"], is_query=is_query)
         items = []
         for item, result in zip(request["items"], found, strict=True):
             dense = result["dense"]

@@ -266,7 +266,8 @@ async def test_the_environment_names_the_server(
     sie_server: str, tiny_embedder: Path, monkeypatch: pytest.MonkeyPatch, embed: Embed
 ) -> None:
     """`SIE_BASE_URL` moves it to a server, and the vectors are the same."""
-    local = await embed(Embedder(str(tiny_embedder)), ["berlin museum", "paris"], is_query=True)
+    here = Embedder(str(tiny_embedder), mode="exact")
+    local = await embed(here, ["berlin museum", "paris"], is_query=True)
     monkeypatch.setenv("SIE_BASE_URL", sie_server)
     async with Embedder("test/tiny-embedder") as embedder:
         assert repr(embedder) == f"Embedder(model='test/tiny-embedder', {sie_server})"

@@ -481,11 +481,6 @@ class BareEmbedder:
     def close(self, component: Any) -> None:
         component.close()
 
-    @property
-    def bare(self) -> Any:
-        """The subject without a server of its own."""
-        return self
-
 
 class BareEmbedderAsync(BareEmbedder):
     """`Embedder.aembed`."""
@@ -629,19 +624,28 @@ _EMBEDDERS = {
 }
 
 
-class EmbedderOnServer:
-    """An embedder that asks a server: the same, with `base_url` and the model's name there."""
+class EmbedderHere:
+    """An embedder in this process, in float32: what is rounded there is not this suite's affair."""
+
+    def __init__(self, subject: Any) -> None:
+        self.bare = subject
+
+    def make(self, model: str, **settings: Any) -> Any:
+        return self.bare.make(model, mode="exact", **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bare, name)
+
+
+class EmbedderOnServer(EmbedderHere):
+    """One that asks a server: the same, with `base_url` and the model's name there."""
 
     def __init__(self, subject: Any, server: str) -> None:
-        self.subject = subject
+        super().__init__(subject)
         self.server = server
 
     def make(self, model: str, **settings: Any) -> Any:
-        name = f"test/{Path(model).name}"
-        return self.subject.make(name, base_url=self.server, **settings)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.subject, name)
+        return self.bare.make(f"test/{Path(model).name}", base_url=self.server, **settings)
 
 
 @pytest.fixture(params=[f"{name}-{place}" for name in _EMBEDDERS for place in ("local", "server")])
@@ -649,4 +653,4 @@ def embedder_subject(request: pytest.FixtureRequest, sie_server: str) -> Any:
     """Each embedder's sync and async face in turn, in this process and on a server."""
     name, place = request.param.split("-")
     subject = _EMBEDDERS[name]()
-    return subject if place == "local" else EmbedderOnServer(subject, sie_server)
+    return EmbedderHere(subject) if place == "local" else EmbedderOnServer(subject, sie_server)

@@ -225,7 +225,7 @@ def test_pipelines_write_and_find(tiny_embedder: Path, sie_server: str, place: s
     writing, asking = pipelines(where)
     texts = ["the eiffel tower", "yellow banana fruit", "weather in berlin"]
     writing.run({"embedder": {"documents": [Document(content=text) for text in texts]}})
-    embedder = Embedder(str(tiny_embedder))
+    embedder = Embedder(str(tiny_embedder), mode="exact")
     products = np.dot(embedder.embed(texts), embedder.embed(["a banana"], is_query=True)[0])
     reloaded: Any = Pipeline.loads(asking.dumps())
     store: Any = asking.get_component("retriever")

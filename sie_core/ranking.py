@@ -18,6 +18,9 @@ from sie_core.types import RerankSpace, ScoreSpace, Usage
 MARK_KEYS = frozenset({"rerank_status", "rerank_served_by", "rerank_reason"})
 """Where a degraded answer marks a document. Those of an earlier stage speak of that stage only."""
 
+MODEL_SCORE_KEY = "model_score"
+"""Where a document's metadata has what the model gave, if its score is calibrated or fused."""
+
 _MAX_NAMED_IDS = 3
 """How many ids an error message names before it only counts them."""
 

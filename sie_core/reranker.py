@@ -45,7 +45,8 @@ class _Call:
     top_k: int | None
     score_threshold: float | None
     calibration: Calibration | None
-    retrieval_scores: Sequence[float] | None
+    retrieval_weight: float | None
+    retrieval_scores: Sequence[float]
 
 
 class Reranker(ClientHolder):
@@ -91,6 +92,8 @@ class Reranker(ClientHolder):
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
+        lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
+            model as it is.
         revision: In-process: branch, tag or commit of the model on the hub.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -128,6 +131,7 @@ class Reranker(ClientHolder):
         num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -136,6 +140,7 @@ class Reranker(ClientHolder):
         check_score_threshold(score_threshold)
         check_score_space(score_space, spaces=RerankSpace)
         check_retrieval_weight(fuse_retrieval_score)
+        check_text(lora=lora)
         super().__init__(
             model,
             base_url=base_url,
@@ -163,6 +168,7 @@ class Reranker(ClientHolder):
         self.score_threshold = score_threshold
         self.score_space = score_space
         self.fuse_retrieval_score = fuse_retrieval_score
+        self.lora = lora
         self._calibration = calibration
         self._cache_dir = cache_dir
         if self.base_url is not None or fallback is not None:
@@ -178,6 +184,7 @@ class Reranker(ClientHolder):
         instruction: str | None = None,
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
+        fuse_retrieval_score: float | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -190,6 +197,7 @@ class Reranker(ClientHolder):
             score_space: See the class.
             retrieval_scores: The first stage's, one for each document, higher is better; needed
                 with `fuse_retrieval_score` only.
+            fuse_retrieval_score: Instead of the constructor's; None means that one.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -203,6 +211,7 @@ class Reranker(ClientHolder):
             instruction=instruction,
             score_space=score_space,
             retrieval_scores=retrieval_scores,
+            retrieval_weight=fuse_retrieval_score,
         )
         if not call.items:
             return self._to_ranking(call, None)
@@ -221,6 +230,7 @@ class Reranker(ClientHolder):
         instruction: str | None = None,
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
+        fuse_retrieval_score: float | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
         call = self._prepare(
@@ -231,6 +241,7 @@ class Reranker(ClientHolder):
             instruction=instruction,
             score_space=score_space,
             retrieval_scores=retrieval_scores,
+            retrieval_weight=fuse_retrieval_score,
         )
         if not call.items:
             return self._to_ranking(call, None)
@@ -265,6 +276,8 @@ class Reranker(ClientHolder):
             client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
         else:
             super()._warm_up(client)
+            if self.lora is not None:
+                client.load_lora(self.model, self.lora)
 
     def _make_client(self, *, is_async: bool) -> Any:
         others = self._fallback_backends()
@@ -295,6 +308,7 @@ class Reranker(ClientHolder):
         instruction: str | None,
         score_space: RerankSpace | None,
         retrieval_scores: Sequence[float | None] | None,
+        retrieval_weight: float | None,
     ) -> _Call:
         """Check one call's arguments and choose what is sent: blank documents are not."""
         check_top_k(top_k)
@@ -305,6 +319,8 @@ class Reranker(ClientHolder):
         indices = [i for i, text in enumerate(documents) if text is not None and text.strip()]
         if documents:
             _check_query(query)
+        check_retrieval_weight(retrieval_weight)
+        weight = self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
         space: RerankSpace | None = score_space or self.score_space
         calibration = self._find_calibration() if space == "calibrated" else None
         if calibration is not None:
@@ -314,12 +330,15 @@ class Reranker(ClientHolder):
             items=[Item(id=str(i), text=documents[i] or "") for i in indices],
             indices=indices,
             num_documents=len(documents),
-            arguments=self._arguments(instruction or self.instruction, score_space=space),
+            arguments=self._arguments(
+                instruction or self.instruction, score_space=space, lora=self.lora
+            ),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
             calibration=calibration,
-            retrieval_scores=None
-            if self.fuse_retrieval_score is None
+            retrieval_weight=weight,
+            retrieval_scores=()
+            if weight is None
             else _check_retrieval_scores(retrieval_scores, indices, len(documents)),
         )
 
@@ -350,8 +369,8 @@ class Reranker(ClientHolder):
             probability = call.calibration.probability
             shown = [None if score is None else probability(score) for score in scores]
             space = "calibrated"
-        if call.retrieval_scores is not None and self.fuse_retrieval_score is not None:
-            order_by = _fused(shown, call, self.fuse_retrieval_score)
+        if call.retrieval_weight is not None:
+            order_by = _fused(shown, call, call.retrieval_weight)
         entries = rank(
             shown,
             order_by=order_by,
@@ -359,7 +378,7 @@ class Reranker(ClientHolder):
             # Another model's scores are not measured against the threshold of this one's.
             score_threshold=None if is_degraded else call.score_threshold,
         )
-        if call.retrieval_scores is not None:
+        if call.retrieval_weight is not None:
             entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
         if order_by is not scores or shown is not scores:
             entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
@@ -392,7 +411,7 @@ def _fused(scores: Sequence[float | None], call: _Call, weight: float) -> list[f
     known = [score for score in model_scores if score is not None]
     if len(known) != len(model_scores):  # retrieval order: there is nothing to mix
         return fused
-    mixed = fuse_scores(known, call.retrieval_scores or (), retrieval_weight=weight)
+    mixed = fuse_scores(known, call.retrieval_scores, retrieval_weight=weight)
     for index, score in zip(call.indices, mixed, strict=True):
         fused[index] = score
     return fused

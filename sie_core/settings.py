@@ -60,6 +60,10 @@ class EngineSettings:
         token_cache_bytes: Bound on the token ids of documents kept for each model, shared by all
             who use it; 0 keeps none; None means the size that was set last, at first
             `TOKEN_CACHE_BYTES`.
+        max_loras: LoRA adapters kept for each model; None means the number that was set last, at
+            first `MAX_LORAS`.
+        max_loaded_models: Models that this process keeps loaded; None for no bound.
+        memory_budget_bytes: Bound on the weights that this process keeps loaded; None for none.
     """
 
     device: str | Sequence[str] | None = None
@@ -69,6 +73,9 @@ class EngineSettings:
     max_batch_tokens: int | None = None
     max_queued_tokens: int | None = None
     token_cache_bytes: int | None = None
+    max_loras: int | None = None
+    max_loaded_models: int | None = None
+    memory_budget_bytes: int | None = None
 
 
 def check_mode(mode: Mode, dtype: str | None) -> None:
@@ -98,6 +105,9 @@ MAX_QUEUED_TOKENS = 2**24
 
 TOKEN_CACHE_BYTES = 16 * 2**20
 """Texts and ids of about 15,000 passages, for each loaded model."""
+
+MAX_LORAS = 8
+"""Adapters kept for one model: of rank 16 on a base-sized encoder, some 5 MB each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import string
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -164,6 +165,13 @@ def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3", "qwen3")
 
 
+@pytest.fixture(scope="session")
+def short_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 reranker that reads no more than 256 tokens."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "short-qwen3"
+    return make_qwen(folder, "qwen3", max_position_embeddings=256)
+
+
 @pytest.fixture
 def make_tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A maker of Gemmas of other shapes; it takes `GemmaConfig`'s names."""
@@ -177,11 +185,24 @@ def make_tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 
 @pytest.fixture(scope="session")
-def sie_server(tiny_bert: Path) -> Iterator[str]:
-    """The address of a server that speaks the SIE protocol and scores as `test/tiny-bert`."""
+def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT sentence encoder with random weights that puts `query: ` before queries."""
+    return write_sentence_encoder(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-embedder",
+        general={"prompts": {"query": "query: ", "document": ""}},
+    )
+
+
+@pytest.fixture(scope="session")
+def sie_server(tiny_bert: Path, tiny_embedder: Path) -> Iterator[str]:
+    """The address of a server that speaks the SIE protocol.
+
+    It scores as `test/tiny-bert` and encodes as `test/tiny-embedder`.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _ScoreHandler)
     server.daemon_threads = True
     server.model_folder = str(tiny_bert)  # type: ignore[attr-defined]
+    server.embedder_folder = str(tiny_embedder)  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -207,32 +228,59 @@ class _ScoreHandler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
 
     def do_POST(self) -> None:
-        """Score, in msgpack or JSON as the request is."""
+        """Score or encode, in msgpack or JSON as the request is."""
         import msgpack
-
-        from sie_core.local import LocalClient
 
         body = self.rfile.read(int(self.headers["Content-Length"]))
         is_msgpack = "msgpack" in self.headers.get("Content-Type", "")
         request = msgpack.unpackb(body) if is_msgpack else json.loads(body)
-        if self.path.removeprefix("/v1/score/").replace("%2F", "/") != "test/tiny-bert":
+        path = self.path.replace("%2F", "/")
+        if path == "/v1/score/test/tiny-bert":
+            reply = self._score(request)
+        elif path == "/v1/encode/test/tiny-embedder":
+            reply = self._encode(request, is_msgpack=is_msgpack)
+        elif path == "/v1/encode/test/tiny-bert":
+            message = "Model 'test/tiny-bert' does not support output types: {'dense'}"
+            self._refuse(HTTPStatus.BAD_REQUEST, "INVALID_INPUT", message)
+            return
+        else:
             self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
             return
+        if "msgpack" in self.headers.get("Accept", ""):
+            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
+        else:
+            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
+
+    def _score(self, request: dict[str, Any]) -> dict[str, Any]:
+        from sie_core.local import LocalClient
+
         folder = self.server.model_folder  # type: ignore[attr-defined]
         instruction = request.get("instruction")
         result = LocalClient().score(
             folder, request["query"], request["items"], instruction=instruction
         )
-        reply = {
+        return {
             "model": "test/tiny-bert",
             "query_id": result["query_id"],
             "scores": result["scores"],
             "usage": {"input_tokens": result["usage"]["input_tokens"]},
         }
-        if "msgpack" in self.headers.get("Accept", ""):
-            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
-        else:
-            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
+
+    def _encode(self, request: dict[str, Any], *, is_msgpack: bool) -> dict[str, Any]:
+        from sie_core.local import LocalClient
+
+        folder = self.server.embedder_folder  # type: ignore[attr-defined]
+        params = request.get("params", {})
+        is_query = params.get("options", {}).get("is_query")
+        found = LocalClient().encode(folder, request["items"], is_query=is_query)
+        items = []
+        for item, result in zip(request["items"], found, strict=True):
+            dense = result["dense"]
+            packed = {b"nd": True, b"type": dense.dtype.str, b"kind": b"", b"shape": dense.shape}
+            values = packed | {b"data": dense.tobytes()} if is_msgpack else dense.tolist()
+            vector = {"dims": len(dense), "dtype": str(dense.dtype), "values": values}
+            items.append({"id": item["id"], "dense": vector})
+        return {"model": "test/tiny-embedder", "items": items}
 
     def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
         self._reply(status, json.dumps({"detail": {"code": code, "message": message}}).encode())
@@ -451,7 +499,7 @@ def make_gemma(folder: Path, **settings: Any) -> Path:
     from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256))]
-    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106  no secret
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
@@ -541,7 +589,7 @@ _CORPUS = [
     *(" ".join(_WORDS[i:] + _WORDS[:i]) for i in range(20)),
     "Given a query A and a passage B, determine whether the passage contains an answer",
     "You are a search relevance expert who evaluates how well documents match search queries.",
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided",
+    "Judge whether the Document meets the requirements based on the Query and the Instruct",
     "<Instruct>: Given a web search query, retrieve relevant passages\n<Query>: a\n<Document>: b "
     * 9,
     f"{_CHARACTERS} query: a\ndocument: b A: B: Relevance:",
@@ -741,7 +789,7 @@ def _module_list(kinds: Sequence[str], paths: Sequence[str]) -> list[dict[str, A
     ]
 
 
-# --- scoring clients for the tests of the components, written by hand ----------------------------
+# --- clients for the tests of the components, written by hand ------------------------------------
 
 
 @dataclass
@@ -784,11 +832,81 @@ class AsyncOverlapClient(OverlapClient):
         return super().score(model, query, items, **arguments)
 
 
+NUM_WORD_DIMS = 16
+
+
+@dataclass
+class WordsClient:
+    """Encode a text by which words it has, and remember what was asked.
+
+    The last dimension tells queries from documents.
+    """
+
+    texts: list[list[str]] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    arguments: list[dict[str, Any]] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def encode(self, model: str, items: Sequence[Item], **arguments: Any) -> list[dict[str, Any]]:
+        """Answer as a real client does."""
+        self.texts.append([item["text"] for item in items])
+        self.models.append(model)
+        self.arguments.append(arguments)
+        self.threads.append(threading.get_ident())
+        if self.error is not None:
+            raise self.error
+        return [{"dense": self.vector(item["text"], **arguments)} for item in items]
+
+    @staticmethod
+    def vector(text: str, *, is_query: bool = False, **_: Any) -> Any:
+        """Return the vector of a text."""
+        import numpy as np
+
+        dense = np.zeros(NUM_WORD_DIMS + 1, np.float32)
+        for word in text.lower().split():
+            dense[zlib.crc32(word.encode()) % NUM_WORD_DIMS] += 1
+        dense[-1] = 0.5 if is_query else 0.25
+        return dense
+
+
+class AsyncWordsClient(WordsClient):
+    """The same for asyncio."""
+
+    async def encode(  # type: ignore[override]  # awaited, or else the same
+        self, model: str, items: Sequence[Item], **arguments: Any
+    ) -> list[dict[str, Any]]:
+        """Answer without leaving the event loop's thread."""
+        return super().encode(model, items, **arguments)
+
+
 class SIEClient:
     """A client as in SIE's own package: it takes these keywords and no others."""
 
     def __init__(self) -> None:
         self.inner = OverlapClient()
+        self.words = WordsClient()
+
+    def encode(
+        self,
+        model: str,
+        items: list[Item],
+        *,
+        output_types: list[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: dict[str, Any] | None = None,
+        gpu: str | None = None,
+        wait_for_capacity: bool = True,
+        provision_timeout_s: float | None = None,
+        max_oom_retries: int = 3,
+    ) -> list[dict[str, Any]]:
+        """Answer with results that say more than ours do."""
+        del output_types, instruction, output_dtype, gpu
+        del wait_for_capacity, provision_timeout_s, max_oom_retries
+        found = self.words.encode(model, items, is_query=bool(is_query), options=options)
+        return [result | {"timing": {"total_ms": 1.0}} for result in found]
 
     def score(
         self,
@@ -816,6 +934,11 @@ class SIEAsyncClient:
     def __init__(self) -> None:
         self.sync = SIEClient()
         self.inner = self.sync.inner
+        self.words = self.sync.words
+
+    async def encode(self, model: str, items: list[Item], **arguments: Any) -> list[dict[str, Any]]:
+        """Answer without leaving the event loop's thread."""
+        return self.sync.encode(model, items, **arguments)
 
     async def score(
         self,
@@ -879,6 +1002,18 @@ def client() -> OverlapClient:
 def async_client() -> AsyncOverlapClient:
     """A client for async calls."""
     return AsyncOverlapClient()
+
+
+@pytest.fixture
+def encoder() -> WordsClient:
+    """A client for sync calls that encodes."""
+    return WordsClient()
+
+
+@pytest.fixture
+def async_encoder() -> AsyncWordsClient:
+    """A client for async calls that encodes."""
+    return AsyncWordsClient()
 
 
 @pytest.fixture

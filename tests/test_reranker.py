@@ -62,13 +62,20 @@ def test_everything_that_was_set_is_passed_to_the_client() -> None:
         gpu="l4",
         max_length=99,
         batch_size=3,
+        lora="owner/legal",
         score_space="raw",
     )
     reranker.rerank("q", ["a"])
     assert client.calls[0][3] == {
         "instruction": "find",
         "gpu": "l4",
-        "options": {"profile": "p", "max_length": 99, "batch_size": 3, "score_space": "raw"},
+        "options": {
+            "profile": "p",
+            "max_length": 99,
+            "batch_size": 3,
+            "lora": "owner/legal",
+            "score_space": "raw",
+        },
     }
 
 

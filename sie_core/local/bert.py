@@ -12,8 +12,11 @@ tokens), `head`; a classifier's `forward` is all of them in a row.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import nn
@@ -224,6 +227,29 @@ class BertClassifier(BertBody):
     def forward(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
         """Return the float32 logits of a batch; [sequences, labels]."""
         return self.head(self.first_tokens(inputs, attention))
+
+    def with_linears(self, change: Callable[[Sequence[str], Linear], Linear]) -> Self:
+        """Return the same classifier with other linear layers; all else is shared.
+
+        Args:
+            change: Takes the names that a layer was read from, and the layer; returns another.
+        """
+        twin = copy.copy(self)
+        body = f"{body_name(self._architecture)}.encoder.layer"
+        twin._layers = [  # noqa: SLF001
+            replace(
+                layer,
+                qkv=change(_attention_names(f"{body}.{i}"), layer.qkv),
+                attention_out=change([f"{body}.{i}.attention.output.dense"], layer.attention_out),
+                up=change([f"{body}.{i}.intermediate.dense"], layer.up),
+                down=change([f"{body}.{i}.output.dense"], layer.down),
+            )
+            for i, layer in enumerate(self._layers)
+        ]
+        dense, classifier = head_names(self._architecture)
+        twin._dense = change([dense], self._dense)  # noqa: SLF001
+        twin._classifier = change([classifier], self._classifier)  # noqa: SLF001
+        return twin
 
     def head(self, first: torch.Tensor) -> torch.Tensor:
         """Return the logits of first tokens, in float32."""

@@ -20,7 +20,7 @@ from sie_core.local.causal_batch import CausalBatch
 from sie_core.local.decoder_architecture import DecoderArchitecture
 from sie_core.local.layers import Linear, Placement, linear_shapes
 from sie_core.local.prefix import KeyValue
-from sie_core.local.rotary import Rotation
+from sie_core.local.rotary import Rotation, interleaved_heads
 from sie_core.local.weights import Weights
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -281,15 +281,6 @@ def _packed(layer: CausalLayer) -> CausalLayer:
     )
 
 
-def _interleaved(tensor: torch.Tensor, head_size: int) -> torch.Tensor:
-    """Put the first and the second half of every head's rows alternately, for `Rotation`.
-
-    Products of queries and keys, which are all that is made of them, do not depend on the order.
-    """
-    halves = tensor.reshape(-1, 2, head_size // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).flatten(0, 2)
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """Reads a model's parts in its placement."""
@@ -306,24 +297,25 @@ class _Reader:
         if not self.architecture.has_head_norms:
             return None
         norm = self.norm(name)
-        return replace(norm, weight=_interleaved(norm.weight, self.architecture.head_size))
+        return replace(norm, weight=interleaved_heads(norm.weight, 1))
 
     def linear(self, name: str, *, has_bias: bool = False) -> Linear:
         return Linear.read(self.weights, name, convert=self.placement.weight, has_bias=has_bias)
 
     def query_key_value(self, name: str) -> Linear:
-        size = self.architecture.head_size
         query, key, value = (
             self.linear(f"{name}.{part}_proj", has_bias=self.architecture.qkv_bias)
             for part in "qkv"
         )
-        weight = torch.cat(
-            [_interleaved(query.weight, size), _interleaved(key.weight, size), value.weight]
-        )
+        weight = torch.cat([self._rotated(query.weight), self._rotated(key.weight), value.weight])
         if query.bias is None or key.bias is None or value.bias is None:
             return Linear(weight, None)
-        bias = [_interleaved(query.bias, size), _interleaved(key.bias, size), value.bias]
+        bias = [self._rotated(query.bias), self._rotated(key.bias), value.bias]
         return Linear(weight, torch.cat(bias))
+
+    def _rotated(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Bring the rows of all heads of queries, or keys, into the order of `Rotation`."""
+        return interleaved_heads(tensor, len(tensor) // self.architecture.head_size)
 
     def layer(self, index: int) -> CausalLayer:
         name = f"model.layers.{index}"

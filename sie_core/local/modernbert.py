@@ -11,7 +11,10 @@ the head reads), `head`; a classifier's `forward` is all of them in a row.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import nn
@@ -231,6 +234,27 @@ class ModernBertClassifier(ModernBertBody):
             return self.last_first(hidden, rotations, inputs, attention)
         hidden = self.layer(self.num_layers - 1, hidden, rotations, attention)
         return attention.mean(self._final_norm(hidden))
+
+    def with_linears(self, change: Callable[[Sequence[str], Linear], Linear]) -> Self:
+        """Return the same classifier with other linear layers; all else is shared.
+
+        Args:
+            change: Takes the names that a layer was read from, and the layer; returns another.
+        """
+        twin = copy.copy(self)
+        twin._layers = [  # noqa: SLF001
+            replace(
+                layer,
+                qkv=change([f"model.layers.{i}.attn.Wqkv"], layer.qkv),
+                attention_out=change([f"model.layers.{i}.attn.Wo"], layer.attention_out),
+                up=change([f"model.layers.{i}.mlp.Wi"], layer.up),
+                down=change([f"model.layers.{i}.mlp.Wo"], layer.down),
+            )
+            for i, layer in enumerate(self._layers)
+        ]
+        twin._dense = change(["head.dense"], self._dense)  # noqa: SLF001
+        twin._classifier = change(["classifier"], self._classifier)  # noqa: SLF001
+        return twin
 
     def head(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return the logits of pooled rows, in float32."""

@@ -111,6 +111,8 @@ def _library() -> ctypes.CDLL | None:
     library.sie_model_new.restype = pointer
     library.sie_model_new.argtypes = [pointer, pointer, ctypes.c_char_p]
     library.sie_model_set_layer.argtypes = [pointer, integer, pointer]
+    library.sie_model_num_bytes.argtypes = [pointer]
+    library.sie_model_num_bytes.restype = ctypes.c_size_t
     library.sie_model_free.argtypes = [pointer]
     library.sie_model_free.restype = None
     library.sie_workspace_new.restype = pointer
@@ -212,6 +214,12 @@ class NativeBody:
     def __del__(self) -> None:
         if getattr(self, "_model", None):
             self._library.sie_model_free(self._model)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of its weights, the mapped token embeddings included."""
+        layers: int = self._library.sie_model_num_bytes(self._model)
+        return layers + sum(tensor.numel() * tensor.element_size() for tensor in self._outer)
 
     def make_workspace(self, num_tokens: int, num_pairs: int, max_length: int) -> int:
         """Return the address of buffers for a batch of that size."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_score_space, check_top_k
 from sie_core.types import Item, ScoreSpace
 
-_SCORE_OPTIONS = ("max_length", "score_space", "batch_size")
+if TYPE_CHECKING:
+    from sie_core.local.lora import Adapter
+
+_SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
 _ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
 
@@ -26,6 +29,8 @@ class ScoreRequest:
         max_length: Tokens per sequence; None for the model's own.
         score_space: What is asked for; None for the model's own.
         batch_size: Sequences per forward pass at most.
+        lora: The adapter asked for, a folder or a name; None for the model as it is.
+        adapter: The same, once it is loaded.
     """
 
     model: str
@@ -35,6 +40,8 @@ class ScoreRequest:
     max_length: int | None = None
     score_space: ScoreSpace | None = None
     batch_size: int | None = None
+    lora: str | None = None
+    adapter: Adapter | None = None
 
     @property
     def item_ids(self) -> list[str]:
@@ -210,6 +217,10 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> dict[str
         msg = f"unknown option {unknown[0]!r}; a model in this process knows {', '.join(known)}"
         raise InvalidRequestError(msg)
     check_score_space(options.get("score_space"))
+    lora = options.get("lora")
+    if lora is not None and (not isinstance(lora, str) or not lora.strip()):
+        msg = f"lora must be the name or the folder of an adapter, but got {lora!r}"
+        raise InvalidRequestError(msg)
     batch_size = options.get("batch_size")
     if batch_size is not None:
         check_top_k(batch_size, name="batch_size")

@@ -55,14 +55,20 @@ def interleaved(qkv: Linear, num_heads: int) -> Linear:
         qkv: Gives queries, keys and values; [3 * hidden, …].
         num_heads: Heads of queries, and of keys and values.
     """
-    bias = None if qkv.bias is None else _alternate(qkv.bias, num_heads)
-    return Linear(_alternate(qkv.weight, num_heads), bias)
+    bias = None if qkv.bias is None else interleaved_rows(qkv.bias, num_heads)
+    return Linear(interleaved_rows(qkv.weight, num_heads), bias)
 
 
-def _alternate(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
-    query_key, value = tensor.tensor_split([2 * len(tensor) // _QKV])
-    halves = query_key.view(2 * num_heads, 2, -1, *tensor.shape[1:])
-    return torch.cat([halves.transpose(1, 2).flatten(0, 2), value])
+def interleaved_rows(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Do the same to a weight or bias of queries, keys and values; [3 * hidden, …]."""
+    query_key, value = qkv.tensor_split([2 * len(qkv) // _QKV])
+    return torch.cat([interleaved_heads(query_key, 2 * num_heads), value])
+
+
+def interleaved_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Do the same to a weight or bias of heads that are all rotated; [heads * head size, …]."""
+    halves = tensor.reshape(num_heads, 2, -1, *tensor.shape[1:])
+    return halves.transpose(1, 2).flatten(0, 2)
 
 
 Rotations = dict[float, Rotation]

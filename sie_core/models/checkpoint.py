@@ -77,6 +77,43 @@ def check_folder(folder: Path, *, allow_pickle: bool) -> None:
         raise ModelLoadError(msg)
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Raise unless `folder` holds an adapter that may be loaded, as PEFT's `save_pretrained` does.
+
+    Raises:
+        ModelLoadError: Something is missing.
+        UnsupportedModelError: Its weights are pickled.
+    """
+    check_adapter_files([path.name for path in folder.iterdir()], where=str(folder))
+
+
+def check_adapter_files(files: Collection[str], *, where: str) -> None:
+    """Raise unless `files` are those of an adapter that may be loaded.
+
+    Args:
+        files: Paths relative to the folder or repository.
+        where: How an error names that folder or repository.
+    """
+    if ADAPTER_CONFIG not in files:
+        msg = f"{where} has no {ADAPTER_CONFIG}; an adapter is what PEFT's `save_pretrained` writes"
+        raise ModelLoadError(msg)
+    if ADAPTER_WEIGHTS in files:
+        return
+    pickled = sorted(name for name in files if name.startswith("adapter_model."))
+    if pickled:
+        msg = (
+            f"{where} has only pickled weights ({', '.join(pickled)}), and loading a pickle can "
+            f"run code; save the adapter anew with PEFT, which writes {ADAPTER_WEIGHTS}"
+        )
+        raise UnsupportedModelError(msg)
+    msg = f"{where} holds no weights: there is no {ADAPTER_WEIGHTS}"
+    raise ModelLoadError(msg)
+
+
 def check_weights(files: Collection[str], *, where: str, allow_pickle: bool) -> None:
     """Raise unless one of `files` holds weights that may be loaded.
 

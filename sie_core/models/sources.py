@@ -12,13 +12,13 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 from sie_core.errors import DownloadError, ModelNotFoundError
 from sie_core.models.catalog import close_names, find
-from sie_core.models.checkpoint import CONFIG, check_folder
+from sie_core.models.checkpoint import ADAPTER_CONFIG, CONFIG, check_adapter_folder, check_folder
 from sie_core.settings import SourceSettings
 
 _logger = logging.getLogger(__name__)
@@ -91,6 +91,45 @@ def locate(name: str, settings: SourceSettings) -> ModelFiles | None:
         check_folder(folder, allow_pickle=settings.allow_pickle)
         return ModelFiles(name=name, folder=folder, source="folder")
     return _Search.of(name, settings, deadline=None).look_here()
+
+
+def resolve_adapter(name: str, settings: SourceSettings) -> Path:
+    """Return the folder of the adapter called `name`, downloading it if need be.
+
+    Args:
+        name: A folder, or a name on the hub; the main revision is taken.
+        settings: Cache folder and token.
+
+    Raises:
+        ModelNotFoundError: No place has it; the message says why for each.
+        UnsupportedModelError: It has pickled weights only.
+        ModelLoadError: It is incomplete.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        check_adapter_folder(path)
+        return path.absolute()
+    if _looks_like_path(name):
+        msg = (
+            f"the adapter's folder {name} does not exist (seen from {Path.cwd()}); pass an "
+            "existing folder, or a name on the model hub, such as owner/adapter"
+        )
+        raise ModelNotFoundError(msg)
+    from sie_core.models import hub  # slow to import, and a folder needs none of it
+
+    settings = replace(settings, revision=None)
+    try:
+        return hub.find_cached((name,), settings, check=check_adapter_folder)
+    except DownloadError as not_cached:
+        try:
+            return hub.download_adapter(name, settings)
+        except DownloadError as exc:
+            msg = (
+                f"no adapter {name!r} was found. Places tried:\n"
+                f"- folder: there is no {name}/{ADAPTER_CONFIG} in {Path.cwd()}\n"
+                f"- hub cache: {not_cached}\n- hub: {exc}"
+            )
+            raise ModelNotFoundError(msg) from exc
 
 
 def _find_folder(name: str) -> Path | None:

@@ -97,7 +97,7 @@ EXPORT int sie_supports(const char *name) {
     if (!strcmp(name, "amx") || !strcmp(name, "amx-float32"))
         return avx512 && __builtin_cpu_supports("avx512bf16") &&
                __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-               sie_amx_permitted();
+               __builtin_cpu_supports("amx-int8") && sie_amx_permitted();
     return 0;
 }
 
@@ -176,6 +176,18 @@ EXPORT int sie_model_set_layer(sie_model *model, int index, const sie_layer_weig
     kernels->pack(w->up, intermediate, hidden, l->up);
     kernels->pack(w->down, hidden, intermediate, l->down);
     return 1;
+}
+
+/* What the layers of a model hold; see sie_model_set_layer. */
+EXPORT size_t sie_model_num_bytes(const sie_model *model) {
+    const sie_kernels *kernels = &model->kernels;
+    const size_t hidden = model->config.hidden, intermediate = model->config.intermediate;
+    const size_t square = kernels->packed_bytes(hidden, hidden);
+    const size_t each = 4 * square + kernels->packed_bytes(intermediate, hidden) +
+                        kernels->packed_bytes(hidden, intermediate) +
+                        (9 * hidden + intermediate) * sizeof(float);
+    /* The last layer has its keys' and values' weights as they were. */
+    return model->config.layers * each + 2 * (hidden * hidden * sizeof(float) - square);
 }
 
 EXPORT void sie_workspace_free(sie_workspace *workspace) {

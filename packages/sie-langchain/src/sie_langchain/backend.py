@@ -22,7 +22,7 @@ from sie_core.client_holder import ClientHolder
 from sie_core.errors import InvalidRequestError
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import Mode, ScoreSpace
+from sie_core.types import Mode, RerankSpace
 
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
@@ -169,8 +169,14 @@ class SIEScoring(SIEBackend):
     """Ask the next of them too where there is no answer after this time."""
     instruction: str | None = None
     """Put before the query, for models trained with instructions."""
-    score_space: ScoreSpace | None = None
-    """`raw` logits or `probability`; None means what the model's own config says."""
+    score_space: RerankSpace | None = None
+    """`raw` logits, `probability`, or `calibrated` by what `sie calibrate` fitted; None means what
+    the model's own config says."""
+    calibration: str | Path | None = Field(default=None, frozen=True)
+    """For `calibrated`: a file; None means the one that was stored under the model's name."""
+
+    lora: str | None = Field(default=None, frozen=True)
+    """Adapter to score with: a folder, or a name on the hub or the server."""
 
     @field_serializer("fallback")
     def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
@@ -189,6 +195,8 @@ class SIEScoring(SIEBackend):
             self.model,
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
+            lora=self.lora,
+            calibration=self.calibration,
             **self._backend_settings,
         )
 

@@ -15,16 +15,20 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from sie_core.errors import InvalidRequestError
-from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
+from sie_core.fusion import check_retrieval_weight
+from sie_core.ranking import MARK_KEYS, MODEL_SCORE_KEY, check_score_threshold, check_top_k
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
+from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoringClient
 from sie_llamaindex.backend import SIEBackend, backend_fields, one_of
 
 if TYPE_CHECKING:
-    from sie_core.ranking import Ranking
+    from sie_core.ranking import RankedEntry, Ranking
 
 dispatcher = get_dispatcher(__name__)
+
+_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY}
+"""What an earlier stage may have written, and speaks of that stage only."""
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 """Where LlamaIndex's rerankers keep the retriever's score in a node's metadata."""
@@ -57,7 +61,12 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         hedge_after_ms: Ask the next of them too where there is no answer after this time.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
         score_threshold: Keep nodes with `score >= score_threshold`; None keeps all.
-        score_space: `raw` logits or `probability`; None means what the model's own config says.
+        score_space: `raw` logits, `probability`, or `calibrated` by what `sie calibrate` fitted;
+            None means what the model's own config says.
+        calibration: For `calibrated`: a file; None means the one stored under the model's name.
+        fuse_retrieval_score: Weight of the nodes' own scores, from 0 to 1, which are mixed with the
+            model's; None leaves them out. A node's score is then the mix, and the model's is in
+            `metadata["model_score"]`.
         instruction: Put before the query, for models trained with instructions.
         metadata_mode: Which metadata is part of the text that is scored.
         keep_retrieval_score: Write the retriever's score to `metadata["retrieval_score"]` of a
@@ -74,6 +83,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
+        lora: Adapter to score with: a folder, or a name on the hub or the server.
         revision: Branch, tag or commit of the model on the hub.
         token: Hub token for gated models; it is left out by `to_dict`.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -90,7 +100,10 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     fallback: Any = Field(frozen=True, repr=False, description="Who answers where that fails.")
     hedge_after_ms: float | None = Field(frozen=True, description="When to ask the next too.")
     score_threshold: float | None = Field(description="The lowest score that is kept.")
-    score_space: ScoreSpace | None = Field(description="Logits (raw) or probabilities.")
+    score_space: RerankSpace | None = Field(description="Logits (raw) or probabilities.")
+    calibration: str | None = Field(frozen=True, description="File of `sie calibrate`.")
+    fuse_retrieval_score: float | None = Field(description="Weight of the retriever's score.")
+    lora: str | None = Field(frozen=True, description="Adapter to score with.")
     instruction: str | None = Field(description="Instruction to the model.")
     metadata_mode: MetadataMode = Field(description="Which metadata is scored with the text.")
     keep_retrieval_score: bool = Field(description="Keep the retriever's score in metadata.")
@@ -110,7 +123,9 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         hedge_after_ms: float | None = None,
         wait_for_capacity: bool = False,
         score_threshold: float | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        calibration: str | Path | None = None,
+        fuse_retrieval_score: float | None = None,
         instruction: str | None = None,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         keep_retrieval_score: bool = False,
@@ -122,6 +137,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         token: str | SecretStr | None = None,
         cache_dir: str | Path | None = None,
@@ -129,6 +145,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     ) -> None:
         check_top_k(top_n, name="top_n")
         check_score_threshold(score_threshold)
+        check_retrieval_weight(fuse_retrieval_score)
         fields = backend_fields(
             timeout_seconds=one_of("timeout_seconds", timeout_seconds, "timeout_s", timeout_s),
             base_url=base_url,
@@ -155,6 +172,9 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "hedge_after_ms": hedge_after_ms,
             "score_threshold": score_threshold,
             "score_space": score_space,
+            "calibration": None if calibration is None else str(calibration),
+            "fuse_retrieval_score": fuse_retrieval_score,
+            "lora": lora,
             "instruction": instruction,
             "metadata_mode": metadata_mode,
             "keep_retrieval_score": keep_retrieval_score,
@@ -185,6 +205,8 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             self.model,
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
+            calibration=self.calibration,
+            lora=self.lora,
             **self._backend_settings,
         )
 
@@ -193,7 +215,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         query = _query(query_bundle)
         with self._events(query, nodes) as ranked:
-            ranking = self._reranker.rerank(query, self._texts(nodes), **self._call_settings)
+            ranking = self._reranker.rerank(query, self._texts(nodes), **self._settings_for(nodes))
             ranked.extend(self._to_nodes(nodes, ranking))
         return ranked
 
@@ -203,7 +225,9 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         query = _query(query_bundle)
         with self._events(query, nodes) as ranked:
-            ranking = await self._reranker.arerank(query, self._texts(nodes), **self._call_settings)
+            ranking = await self._reranker.arerank(
+                query, self._texts(nodes), **self._settings_for(nodes)
+            )
             ranked.extend(self._to_nodes(nodes, ranking))
         return ranked
 
@@ -232,14 +256,15 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         finally:
             dispatcher.event(ReRankEndEvent(nodes=ranked))
 
-    @property
-    def _call_settings(self) -> dict[str, Any]:
+    def _settings_for(self, nodes: list[NodeWithScore]) -> dict[str, Any]:
         """What may be assigned between calls, and so goes with every call."""
         return {
             "top_k": self.top_n,
             "score_threshold": self.score_threshold,
             "instruction": self.instruction,
             "score_space": self.score_space,
+            "fuse_retrieval_score": self.fuse_retrieval_score,
+            "retrieval_scores": [node.score for node in nodes],
         }
 
     def _texts(self, nodes: list[NodeWithScore]) -> list[str | None]:
@@ -253,16 +278,18 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
 
     def _to_nodes(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         marks = ranking.marks
-        return [self._with_score(nodes[entry.index], entry.score, marks) for entry in ranking]
+        return [self._with_score(nodes[entry.index], entry, marks) for entry in ranking]
 
     def _with_score(
-        self, scored: NodeWithScore, score: float | None, marks: dict[str, str]
+        self, scored: NodeWithScore, entry: RankedEntry, marks: dict[str, str]
     ) -> NodeWithScore:
         added: dict[str, Any] = dict(marks)
         if self.keep_retrieval_score and scored.score is not None:
             added[RETRIEVAL_SCORE_KEY] = scored.score
+        if entry.model_score is not None:
+            added[MODEL_SCORE_KEY] = entry.model_score
         return scored.model_copy(
-            update={"node": _with_metadata(scored.node, added), "score": score}
+            update={"node": _with_metadata(scored.node, added), "score": entry.score}
         )
 
 
@@ -271,9 +298,9 @@ def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
 
     Marks of an earlier stage go. With nothing to add and nothing to remove it is the node itself.
     """
-    if not added and not MARK_KEYS & node.metadata.keys():
+    if not added and not _STALE_KEYS & node.metadata.keys():
         return node
-    kept = {key: value for key, value in node.metadata.items() if key not in MARK_KEYS}
+    kept = {key: value for key, value in node.metadata.items() if key not in _STALE_KEYS}
     return node.model_copy(
         update={
             "metadata": kept | added,
@@ -284,7 +311,7 @@ def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
 
 
 def _excluded(keys: list[str], added: dict[str, Any]) -> list[str]:
-    return [key for key in keys if key not in MARK_KEYS | added.keys()] + list(added)
+    return [key for key in keys if key not in _STALE_KEYS | added.keys()] + list(added)
 
 
 def _query(query_bundle: QueryBundle | None) -> str:

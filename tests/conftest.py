@@ -8,6 +8,7 @@ import os
 import signal
 import string
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -126,6 +127,26 @@ def make_tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     return lambda **settings: make_modernbert(tmp_path_factory.mktemp("modernbert"), **settings)
 
 
+@pytest.fixture
+def make_sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of sentence encoders; it takes what `write_sentence_encoder` takes."""
+    return lambda **settings: write_sentence_encoder(
+        tmp_path_factory.mktemp("sentence-encoder"), **settings
+    )
+
+
+@pytest.fixture
+def make_colbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of late-interaction models; it takes what `write_colbert` takes."""
+    return lambda **settings: write_colbert(tmp_path_factory.mktemp("colbert"), **settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_colbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ColBERT with random weights in the layout of ColBERT's own code."""
+    return write_colbert(tmp_path_factory.mktemp("checkpoints") / "tiny-colbert")
+
+
 @pytest.fixture(scope="session")
 def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Gemma with random weights in the files of BAAI/bge-reranker-v2-gemma, in several shards."""
@@ -164,11 +185,24 @@ def make_tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 
 @pytest.fixture(scope="session")
-def sie_server(tiny_bert: Path) -> Iterator[str]:
-    """The address of a server that speaks the SIE protocol and scores as `test/tiny-bert`."""
+def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT sentence encoder with random weights that puts `query: ` before queries."""
+    return write_sentence_encoder(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-embedder",
+        general={"prompts": {"query": "query: ", "document": ""}},
+    )
+
+
+@pytest.fixture(scope="session")
+def sie_server(tiny_bert: Path, tiny_embedder: Path) -> Iterator[str]:
+    """The address of a server that speaks the SIE protocol.
+
+    It scores as `test/tiny-bert` and encodes as `test/tiny-embedder`.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _ScoreHandler)
     server.daemon_threads = True
     server.model_folder = str(tiny_bert)  # type: ignore[attr-defined]
+    server.embedder_folder = str(tiny_embedder)  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -194,32 +228,59 @@ class _ScoreHandler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
 
     def do_POST(self) -> None:
-        """Score, in msgpack or JSON as the request is."""
+        """Score or encode, in msgpack or JSON as the request is."""
         import msgpack
-
-        from sie_core.local import LocalClient
 
         body = self.rfile.read(int(self.headers["Content-Length"]))
         is_msgpack = "msgpack" in self.headers.get("Content-Type", "")
         request = msgpack.unpackb(body) if is_msgpack else json.loads(body)
-        if self.path.removeprefix("/v1/score/").replace("%2F", "/") != "test/tiny-bert":
+        path = self.path.replace("%2F", "/")
+        if path == "/v1/score/test/tiny-bert":
+            reply = self._score(request)
+        elif path == "/v1/encode/test/tiny-embedder":
+            reply = self._encode(request, is_msgpack=is_msgpack)
+        elif path == "/v1/encode/test/tiny-bert":
+            message = "Model 'test/tiny-bert' does not support output types: {'dense'}"
+            self._refuse(HTTPStatus.BAD_REQUEST, "INVALID_INPUT", message)
+            return
+        else:
             self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
             return
+        if "msgpack" in self.headers.get("Accept", ""):
+            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
+        else:
+            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
+
+    def _score(self, request: dict[str, Any]) -> dict[str, Any]:
+        from sie_core.local import LocalClient
+
         folder = self.server.model_folder  # type: ignore[attr-defined]
         instruction = request.get("instruction")
         result = LocalClient().score(
             folder, request["query"], request["items"], instruction=instruction
         )
-        reply = {
+        return {
             "model": "test/tiny-bert",
             "query_id": result["query_id"],
             "scores": result["scores"],
             "usage": {"input_tokens": result["usage"]["input_tokens"]},
         }
-        if "msgpack" in self.headers.get("Accept", ""):
-            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
-        else:
-            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
+
+    def _encode(self, request: dict[str, Any], *, is_msgpack: bool) -> dict[str, Any]:
+        from sie_core.local import LocalClient
+
+        folder = self.server.embedder_folder  # type: ignore[attr-defined]
+        params = request.get("params", {})
+        is_query = params.get("options", {}).get("is_query")
+        found = LocalClient().encode(folder, request["items"], is_query=is_query)
+        items = []
+        for item, result in zip(request["items"], found, strict=True):
+            dense = result["dense"]
+            packed = {b"nd": True, b"type": dense.dtype.str, b"kind": b"", b"shape": dense.shape}
+            values = packed | {b"data": dense.tobytes()} if is_msgpack else dense.tolist()
+            vector = {"dims": len(dense), "dtype": str(dense.dtype), "values": values}
+            items.append({"id": item["id"], "dense": vector})
+        return {"model": "test/tiny-embedder", "items": items}
 
     def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
         self._reply(status, json.dumps({"detail": {"code": code, "message": message}}).encode())
@@ -555,7 +616,180 @@ def _spell_as_before(folder: Path, **settings: Any) -> None:
     path.write_text(json.dumps(config | settings, indent=2), encoding="utf-8")
 
 
-# --- scoring clients for the tests of the components, written by hand ----------------------------
+def write_body(folder: Path, model_type: str = "bert", *, tokens: Sequence[str] = ()) -> None:
+    """Write a body by itself and its tokenizer to `folder`, as `AutoModel` saves it.
+
+    Args:
+        folder: Where to.
+        model_type: `bert`, `xlm-roberta` or `modernbert`; the first two fit the compiled kernels.
+        tokens: Added to the vocabulary.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    make = {"bert": make_bert, "xlm-roberta": make_xlmr, "modernbert": make_modernbert}[model_type]
+    config = AutoConfig.from_pretrained(make(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(folder)
+    config.vocab_size = len(tokenizer)
+    config.initializer_range = 0.2
+    config.id2label = {i: f"LABEL_{i}" for i in range(3)}  # means nothing for a body
+    if model_type != "modernbert":
+        config.update({"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96})
+    torch.manual_seed(17)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # all zero otherwise
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+
+
+def write_sentence_encoder(
+    folder: Path,
+    *,
+    model_type: str = "bert",
+    pooling: str | None = "mean",
+    dense: tuple[int, str] | None = None,
+    is_normalized: bool = True,
+    sentence: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+) -> Path:
+    """Write a sentence encoder with the files of sentence-transformers to `folder`.
+
+    Args:
+        folder: Where to.
+        model_type: The body's.
+        pooling: The Pooling's mode, in the older spelling; None for no modules at all.
+        dense: Width and activation of a Dense behind it.
+        is_normalized: Whether a Normalize is last.
+        sentence: sentence_bert_config.json.
+        general: config_sentence_transformers.json.
+    """
+    write_body(folder, model_type)
+    if pooling is None:
+        return folder
+    kinds = ["Transformer", "Pooling", *(["Dense"] if dense else [])]
+    kinds += ["Normalize"] if is_normalized else []
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    for path in paths:
+        (folder / path).mkdir(exist_ok=True)
+    write_json(folder / "modules.json", _module_list(kinds, paths))
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
+    modes |= {"mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "lasttoken": "lasttoken"}
+    modes |= {"weightedmean": "weightedmean_tokens"}
+    flags = {f"pooling_mode_{key}": mode == pooling for mode, key in modes.items()}
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width} | flags)
+    if dense:
+        write_dense(folder / "2_Dense", width, dense[0], activation=dense[1], has_bias=True)
+    for name, content in (
+        ("sentence_bert_config.json", sentence),
+        ("config_sentence_transformers.json", general),
+    ):
+        if content is not None:
+            write_json(folder / name, content)
+    return folder
+
+
+def write_colbert(
+    folder: Path,
+    *,
+    layout: str = "colbert",
+    model_type: str = "bert",
+    sees_masks: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> Path:
+    """Write a late-interaction model to `folder`.
+
+    Args:
+        folder: Where to.
+        layout: `colbert` (ColBERT's own code) or `pylate`.
+        model_type: The body's.
+        sees_masks: Whether a query's tokens see the masks behind them.
+        settings: More of artifact.metadata or config_sentence_transformers.json.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    is_own = layout == "colbert"
+    write_body(
+        folder, model_type, tokens=["[unused0]", "[unused1]"] if is_own else ["[Q] ", "[D] "]
+    )
+    config = json.loads((folder / "config.json").read_text())
+    if is_own:
+        weights = folder / "model.safetensors"
+        tensors = {f"bert.{name}": tensor for name, tensor in load_file(weights).items()}
+        torch.manual_seed(19)
+        tensors["linear.weight"] = torch.randn(16, config["hidden_size"])
+        save_file(tensors, weights, metadata={"format": "pt"})
+        write_json(folder / "config.json", config | {"architectures": ["HF_ColBERT"]})
+        said = {
+            "query_token_id": "[unused0]",
+            "doc_token_id": "[unused1]",
+            "query_maxlen": 16,
+            "doc_maxlen": 60,
+            "dim": 16,
+            "mask_punctuation": True,
+            "attend_to_mask_tokens": sees_masks,
+            "similarity": "cosine",
+        }
+        write_json(folder / "artifact.metadata", said | (settings or {}))
+        return folder
+    kinds, paths = ["Transformer", "Dense"], ["", "1_Dense"]
+    modules = _module_list(kinds, paths)
+    modules[1]["type"] = "pylate.models.Dense.Dense"
+    write_json(folder / "modules.json", modules)
+    identity = "torch.nn.modules.linear.Identity"
+    (folder / "1_Dense").mkdir()
+    write_dense(folder / "1_Dense", config["hidden_size"], 16, activation=identity, has_bias=False)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 59, "do_lower_case": False})
+    said = {
+        "similarity_fn_name": "MaxSim",
+        "query_prefix": "[Q] ",
+        "document_prefix": "[D] ",
+        "query_length": 16,
+        "document_length": 60,
+        "attend_to_expansion_tokens": sees_masks,
+        "do_query_expansion": True,
+        "skiplist_words": list(string.punctuation),
+        "prompts": {},
+        "default_prompt_name": None,
+    }
+    write_json(folder / "config_sentence_transformers.json", said | (settings or {}))
+    return folder
+
+
+def write_dense(
+    folder: Path, num_in: int, num_out: int, *, activation: str, has_bias: bool
+) -> None:
+    """Write a Dense with random weights to `folder`."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(23)
+    tensors = {"linear.weight": torch.randn(num_out, num_in) / 8}
+    if has_bias:
+        tensors["linear.bias"] = torch.randn(num_out)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"in_features": num_in, "out_features": num_out, "bias": has_bias}
+    write_json(folder / "config.json", config | {"activation_function": activation})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a settings file."""
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _module_list(kinds: Sequence[str], paths: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+
+
+# --- clients for the tests of the components, written by hand ------------------------------------
 
 
 @dataclass
@@ -598,11 +832,81 @@ class AsyncOverlapClient(OverlapClient):
         return super().score(model, query, items, **arguments)
 
 
+NUM_WORD_DIMS = 16
+
+
+@dataclass
+class WordsClient:
+    """Encode a text by which words it has, and remember what was asked.
+
+    The last dimension tells queries from documents.
+    """
+
+    texts: list[list[str]] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    arguments: list[dict[str, Any]] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def encode(self, model: str, items: Sequence[Item], **arguments: Any) -> list[dict[str, Any]]:
+        """Answer as a real client does."""
+        self.texts.append([item["text"] for item in items])
+        self.models.append(model)
+        self.arguments.append(arguments)
+        self.threads.append(threading.get_ident())
+        if self.error is not None:
+            raise self.error
+        return [{"dense": self.vector(item["text"], **arguments)} for item in items]
+
+    @staticmethod
+    def vector(text: str, *, is_query: bool = False, **_: Any) -> Any:
+        """Return the vector of a text."""
+        import numpy as np
+
+        dense = np.zeros(NUM_WORD_DIMS + 1, np.float32)
+        for word in text.lower().split():
+            dense[zlib.crc32(word.encode()) % NUM_WORD_DIMS] += 1
+        dense[-1] = 0.5 if is_query else 0.25
+        return dense
+
+
+class AsyncWordsClient(WordsClient):
+    """The same for asyncio."""
+
+    async def encode(  # type: ignore[override]  # awaited, or else the same
+        self, model: str, items: Sequence[Item], **arguments: Any
+    ) -> list[dict[str, Any]]:
+        """Answer without leaving the event loop's thread."""
+        return super().encode(model, items, **arguments)
+
+
 class SIEClient:
     """A client as in SIE's own package: it takes these keywords and no others."""
 
     def __init__(self) -> None:
         self.inner = OverlapClient()
+        self.words = WordsClient()
+
+    def encode(
+        self,
+        model: str,
+        items: list[Item],
+        *,
+        output_types: list[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: dict[str, Any] | None = None,
+        gpu: str | None = None,
+        wait_for_capacity: bool = True,
+        provision_timeout_s: float | None = None,
+        max_oom_retries: int = 3,
+    ) -> list[dict[str, Any]]:
+        """Answer with results that say more than ours do."""
+        del output_types, instruction, output_dtype, gpu
+        del wait_for_capacity, provision_timeout_s, max_oom_retries
+        found = self.words.encode(model, items, is_query=bool(is_query), options=options)
+        return [result | {"timing": {"total_ms": 1.0}} for result in found]
 
     def score(
         self,
@@ -630,6 +934,11 @@ class SIEAsyncClient:
     def __init__(self) -> None:
         self.sync = SIEClient()
         self.inner = self.sync.inner
+        self.words = self.sync.words
+
+    async def encode(self, model: str, items: list[Item], **arguments: Any) -> list[dict[str, Any]]:
+        """Answer without leaving the event loop's thread."""
+        return self.sync.encode(model, items, **arguments)
 
     async def score(
         self,
@@ -693,6 +1002,18 @@ def client() -> OverlapClient:
 def async_client() -> AsyncOverlapClient:
     """A client for async calls."""
     return AsyncOverlapClient()
+
+
+@pytest.fixture
+def encoder() -> WordsClient:
+    """A client for sync calls that encodes."""
+    return WordsClient()
+
+
+@pytest.fixture
+def async_encoder() -> AsyncWordsClient:
+    """A client for async calls that encodes."""
+    return AsyncWordsClient()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Sentence encoders: one vector for a text, made as the model's sentence-transformers files say.
 
-Where there are none, the mean of all tokens is taken, of BAAI's encoders the first token.
+Where there are none, the mean of all tokens is taken, or the first token, of BAAI's encoders.
 BAAI/bge-m3 also has a head for a vector per token, and scores by those.
 """
 

@@ -30,7 +30,7 @@ from sie_core.local.architecture import Activation, Architecture
 from sie_core.local.attention import GroupedAttention, VarlenAttention, VarlenKernel
 from sie_core.local.layers import ACTIVATIONS, Linear, PackedInputs, Placement
 from sie_core.local.memory import count_bytes
-from sie_core.local.packing import PackedBatch
+from sie_core.local.packing import NO_ROUNDING, PackedBatch
 from sie_core.local.rotary import interleaved_heads, interleaved_rows
 from sie_core.local.tokenization import Pair
 from sie_core.local.weights import Shapes
@@ -511,7 +511,8 @@ class AdapterWorker:
         batch = PackedBatch.of(
             [pairs[i] for i in order],
             position_offset=self._architecture.position_offset,
-            rounding=choose_rounding(self._placement),
+            # Cumulative lengths say where tokens are: there must be no padding between them.
+            rounding=choose_rounding(self._placement) if self._kernel is None else NO_ROUNDING,
             pad_token_id=self._architecture.pad_token_id,
         )
         device = self._placement.device

@@ -64,6 +64,9 @@ def estimate_bytes(folder: Path, dtype: torch.dtype) -> int:
 def _count_numbers(path: Path) -> int:
     with path.open("rb") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        if length > path.stat().st_size:
+            msg = f"{path} has a header that is longer than the file"
+            raise ValueError(msg)
         header = json.loads(file.read(length))
     return sum(math.prod(it["shape"]) for name, it in header.items() if name != "__metadata__")
 

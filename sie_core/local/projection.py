@@ -1,4 +1,4 @@
-"""`Projection`: linear layers behind a body, as in sentence-transformers and PyLate, float32."""
+"""`Projection`: float32 layers behind a body, the `Dense` of sentence-transformers and PyLate."""
 
 from __future__ import annotations
 

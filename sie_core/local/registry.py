@@ -112,7 +112,8 @@ class LoadedModel:
 
     def warm_up(self) -> list[Future[list[Any]]]:
         """Let every worker run once."""
-        return self.scheduler.warm_up(self.model.warm_up_sequences())
+        sequences = self.model.warm_up_sequences()
+        return self.scheduler.warm_up(sequences) if sequences else []
 
 
 class Load(Protocol):

@@ -36,6 +36,9 @@ SAFE_PATTERNS = (
 )
 """What is taken from a repository: weights that are data only, settings, and the tokenizer."""
 
+PICKLED_HEADS = ("colbert_linear.pt",)
+"""Taken too where pickles are allowed: BAAI/bge-m3 has its multi-vector head in one."""
+
 OTHER_RUNTIMES = ("onnx/*", "openvino/*", "original/*")
 """Copies of the weights for other runtimes, left behind."""
 

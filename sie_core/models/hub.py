@@ -27,6 +27,7 @@ from sie_core.models.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     OTHER_RUNTIMES,
+    PICKLED_HEADS,
     SAFE_PATTERNS,
     check_adapter_files,
     check_adapter_folder,
@@ -133,7 +134,8 @@ def download(name: str, settings: SourceSettings, *, timeout_seconds: float | No
     started = time.monotonic()
     files = _list_files(name, settings, timeout_seconds)
     check_weights(files, where=f"{name} on {endpoint()}", allow_pickle=settings.allow_pickle)
-    patterns = [*SAFE_PATTERNS, *pickled_weights(files)]
+    heads = PICKLED_HEADS if settings.allow_pickle else ()
+    patterns = [*SAFE_PATTERNS, *pickled_weights(files), *heads]
     try:
         spent = time.monotonic() - started
         bound = None if timeout_seconds is None else max(0.0, timeout_seconds - spent)

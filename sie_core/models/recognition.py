@@ -140,9 +140,9 @@ class _Folder:
         base = architecture.removesuffix(_CLASSIFIER)
         if base in _CAUSAL:
             self._refuse(
-                f"a {architecture}, a classifier on a language model",
-                f"rerankers made of {base} run here as {base}{_CAUSAL_LM}, as their authors "
-                "publish them",
+                f"a {architecture}, a language model made into a classifier, whose files do not "
+                "say what it is to be asked",
+                f"use the original, a {base}{_CAUSAL_LM} such as those that `sie models` lists",
             )
         self._check_encoder(architecture)
         count_labels(self._config)

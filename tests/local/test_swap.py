@@ -179,6 +179,6 @@ def test_files_that_were_written_to_in_place_are_warned_about(
 @pytest.mark.slow
 def test_resident_memory_is_flat_after_the_tenth_swap() -> None:
     """In a process of its own, with weights that are large enough to be seen."""
-    script = Path(__file__).parents[2] / "benchmarks" / "memory.py"
-    arguments = [sys.executable, str(script), "--swaps", "20", "--check"]
+    script = Path(__file__).parents[2] / "benchmarks" / "loading.py"
+    arguments = [sys.executable, str(script), "--modes", "--swaps", "20", "--check"]
     subprocess.run(arguments, check=True, timeout=600)

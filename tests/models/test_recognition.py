@@ -99,7 +99,7 @@ CLASSIFIER = "ForSequenceClassification"
     [
         (
             {"architectures": [f"Qwen3{CLASSIFIER}"], "model_type": "qwen3"},
-            "Qwen3ForSequenceClassification, a classifier on a language model.*Qwen3ForCausalLM",
+            "Qwen3ForSequenceClassification, a language model made into a class.*Qwen3ForCausalLM",
         ),
         (
             {"architectures": [f"DebertaV2{CLASSIFIER}"], "model_type": "deberta-v2"},

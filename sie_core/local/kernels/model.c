@@ -97,7 +97,7 @@ EXPORT int sie_supports(const char *name) {
     if (!strcmp(name, "amx") || !strcmp(name, "amx-float32"))
         return avx512 && __builtin_cpu_supports("avx512bf16") &&
                __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-               sie_amx_permitted();
+               __builtin_cpu_supports("amx-int8") && sie_amx_permitted();
     return 0;
 }
 

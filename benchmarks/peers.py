@@ -138,6 +138,20 @@ def open_sentence_transformers(folder: Path, contender: dict[str, Any]) -> Score
     return score
 
 
+def open_sentence_transformers_encode(folder: Path, _: dict[str, Any]) -> Score:
+    """Call `SentenceTransformer.encode` as it comes; scores are products with the query's."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
+
+    def score(query: str, documents: Sequence[str]) -> list[float]:
+        asked = model.encode([query])[0]
+        products: list[float] = (model.encode(list(documents)) @ asked).tolist()
+        return products
+
+    return score
+
+
 def open_transformers(folder: Path, contender: dict[str, Any]) -> Score:
     """Run the float32 forward of transformers, one pair at a time, without padding: the truth."""
     del contender
@@ -287,6 +301,7 @@ def open_rerankers(folder: Path, contender: dict[str, Any]) -> Score:
 
 LIBRARIES: dict[str, Callable[[Path, dict[str, Any]], Score]] = {
     "sentence-transformers": open_sentence_transformers,
+    "sentence-transformers-encode": open_sentence_transformers_encode,
     "transformers": open_transformers,
     "onnxruntime": open_onnxruntime,
     "openvino": open_openvino,

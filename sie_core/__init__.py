@@ -15,18 +15,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sie_core.embedder import Embedder
     from sie_core.errors import SIEError
     from sie_core.local import LocalAsyncClient, LocalClient
     from sie_core.ranking import RankedEntry, Ranking
     from sie_core.remote import SIEAsyncClient, SIEClient
     from sie_core.reranker import Reranker
-    from sie_core.settings import DEFAULT_MODEL, EngineSettings, SourceSettings
+    from sie_core.settings import (
+        DEFAULT_EMBEDDING_MODEL,
+        DEFAULT_MODEL,
+        EngineSettings,
+        SourceSettings,
+    )
     from sie_core.types import EncodeResult, Item, ScoreEntry, ScoreResult
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_EMBEDDING_MODEL",
     "DEFAULT_MODEL",
+    "Embedder",
     "EncodeResult",
     "EngineSettings",
     "Item",
@@ -45,7 +53,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DEFAULT_EMBEDDING_MODEL": "settings",
     "DEFAULT_MODEL": "settings",
+    "Embedder": "embedder",
     "EncodeResult": "types",
     "EngineSettings": "settings",
     "Item": "types",

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard, get_args
 
 from sie_core.errors import InvalidRequestError, InvalidResponseError
-from sie_core.types import ScoreSpace, Usage
+from sie_core.types import RerankSpace, ScoreSpace, Usage
 
 MARK_KEYS = frozenset({"rerank_status", "rerank_served_by", "rerank_reason"})
 """Where a degraded answer marks a document. Those of an earlier stage speak of that stage only."""
+
+MODEL_SCORE_KEY = "model_score"
+"""Where a document's metadata has what the model gave, if its score is calibrated or fused."""
 
 _MAX_NAMED_IDS = 3
 """How many ids an error message names before it only counts them."""
@@ -24,11 +27,19 @@ _MAX_NAMED_IDS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedEntry:
-    """One candidate's place: its index in the list given, its score (None: unscored), its rank."""
+    """One candidate's place.
+
+    Attributes:
+        index: Its place in the list given.
+        score: What it is ordered by; None: unscored.
+        rank: 0 is the best.
+        model_score: Where `score` is calibrated or fused: what the model gave; else None.
+    """
 
     index: int
     score: float | None
     rank: int
+    model_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +52,7 @@ class Ranking:
         status: `complete`, or `degraded` when the order is not the requested model's.
         served_by: Who answered: `local`, or a server's address.
         reason: Why backends before the one that answered did not, else None.
-        score_space: `raw` or `probability`; None where the backend does not say.
+        score_space: `raw`, `probability` or `calibrated`; None where the backend does not say.
         usage: Tokens consumed and items truncated, as far as the backend tells.
     """
 
@@ -50,7 +61,7 @@ class Ranking:
     status: Literal["complete", "degraded"] = "complete"
     served_by: str = "local"
     reason: str | None = None
-    score_space: ScoreSpace | None = None
+    score_space: RerankSpace | None = None
     usage: Usage = field(default_factory=Usage)
 
     @property
@@ -78,6 +89,7 @@ def rank(
     *,
     top_k: int | None = None,
     score_threshold: float | None = None,
+    order_by: Sequence[float | None] | None = None,
 ) -> tuple[RankedEntry, ...]:
     """Order candidates by score, best first.
 
@@ -85,6 +97,7 @@ def rank(
         scores: One score per candidate in retrieval order; None where a candidate has none.
         top_k: Keep at most this many; None keeps all.
         score_threshold: Keep scored candidates with `score >= score_threshold`; None keeps all.
+        order_by: Finer numbers to order by, for scores that make ties of what differs.
 
     Raises:
         InvalidRequestError: `top_k` below 1, or a threshold that is not a finite number.
@@ -101,7 +114,8 @@ def rank(
             msg = f"candidate {index} has the score {score}, which cannot be ordered"
             raise InvalidResponseError(msg)
         elif score_threshold is None or score >= score_threshold:
-            scored.append((-score, index))
+            key = score if order_by is None else order_by[index]
+            scored.append((-key if key is not None else -score, index))
     scored.sort()
     order: list[tuple[int, float | None]] = [(index, scores[index]) for _, index in scored]
     order += [(index, None) for index in unscored]
@@ -176,9 +190,9 @@ def _is_finite_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_score_space(score_space: str | None) -> None:
+def check_score_space(score_space: str | None, *, spaces: object = ScoreSpace) -> None:
     """Raise InvalidRequestError unless it is None or one of the score spaces."""
-    if score_space is not None and score_space not in get_args(ScoreSpace):
-        allowed = " or ".join(repr(name) for name in get_args(ScoreSpace))
+    if score_space is not None and score_space not in get_args(spaces):
+        allowed = " or ".join(repr(name) for name in get_args(spaces))
         msg = f"score_space must be {allowed}, or None, but got {score_space!r}"
         raise InvalidRequestError(msg)

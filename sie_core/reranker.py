@@ -2,23 +2,22 @@
 
 It turns texts into items, asks a client for scores, and turns the reply into a `Ranking`. What is
 pure stands in `_prepare` and `_to_ranking`; `rerank` and `arerank` differ only in how they call.
+Whose client that is, and its life, is in `ClientHolder`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import inspect
-import os
-import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from sie_core.deadline import check_timeout_seconds
+from sie_core.calibration import Calibration
+from sie_core.client_holder import ClientHolder, check_text
 from sie_core.errors import InvalidRequestError
-from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient, open_backend
+from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
+from sie_core.fusion import check_retrieval_weight, fuse_scores
 from sie_core.ranking import (
     Ranking,
     check_score_space,
@@ -27,14 +26,11 @@ from sie_core.ranking import (
     match_scores,
     rank,
 )
-from sie_core.settings import DEFAULT_MODEL, check_mode
-from sie_core.types import AsyncScoringClient, Item, Mode, ScoreSpace, ScoringClient, Usage
+from sie_core.settings import DEFAULT_MODEL
+from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient, Usage
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
 """`local`, `retrieval_order`, a server's address, or a client."""
-
-_RUNTIME = ("_lock", "_opened", "_is_warm")
-"""What belongs to one process and is made anew in a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +44,12 @@ class _Call:
     arguments: dict[str, Any]
     top_k: int | None
     score_threshold: float | None
+    calibration: Calibration | None
+    retrieval_weight: float | None
+    retrieval_scores: Sequence[float]
 
 
-class Reranker:
+class Reranker(ClientHolder):
     """Order documents by relevance to a query.
 
     With no `base_url` (and no `SIE_BASE_URL`) the model runs in this process and is shared with
@@ -72,7 +71,13 @@ class Reranker:
         score_threshold: Keep documents with `score >= score_threshold`; None keeps all.
         instruction: Put before the query, for models trained with instructions.
         score_space: `raw` logits or `probability`; None means what the model's own config says.
-            A server that does not say which it gave is refused.
+            A server that does not say which it gave is refused. `calibrated`: probabilities fitted
+            on judged pairs by `sie calibrate`.
+        calibration: For `calibrated`: the file, or the object; None means the one that was stored
+            under the model's name.
+        fuse_retrieval_score: Weight of the retrieval score, from 0 to 1, mixed with the model's by
+            z-scores (`sie_core.fusion.fuse_scores`); None leaves it out. Each ranked entry's score
+            is then the mix; the threshold is held against the score before it.
         options: Passed on to the client's `score`, such as `{"max_length": 256}`.
         gpu: Machine profile on a remote cluster, such as `l4`; without meaning in-process.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
@@ -87,6 +92,8 @@ class Reranker:
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
+        lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
+            model as it is.
         revision: In-process: branch, tag or commit of the model on the hub.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -95,7 +102,8 @@ class Reranker:
         InvalidRequestError: An argument is wrong, or two exclude each other.
     """
 
-    _is_warm: bool
+    _client_method = "score"
+    _async_method = "arerank"
 
     def __init__(
         self,
@@ -110,7 +118,9 @@ class Reranker:
         top_k: int | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        calibration: str | Path | Calibration | None = None,
+        fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
@@ -121,57 +131,46 @@ class Reranker:
         num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
-        check_score_space(score_space)
-        check_timeout_seconds(timeout_seconds)
-        check_mode(mode, dtype)
-        _check_text(model=model, instruction=instruction, base_url=base_url)
-        is_given = client is not None or async_client is not None
-        if is_given:
-            _refuse_with_client(
-                base_url=base_url,
-                timeout_seconds=timeout_seconds,
-                device=device,
-                mode=None if mode == "auto" else mode,
-                dtype=dtype,
-                num_threads=num_threads,
-            )
-        self.model = model
-        self.base_url = None if is_given else base_url or os.environ.get("SIE_BASE_URL") or None
+        check_score_space(score_space, spaces=RerankSpace)
+        check_retrieval_weight(fuse_retrieval_score)
+        check_text(lora=lora)
+        super().__init__(
+            model,
+            base_url=base_url,
+            api_key=api_key,
+            client=client,
+            async_client=async_client,
+            instruction=instruction,
+            options=options,
+            gpu=gpu,
+            wait_for_capacity=wait_for_capacity,
+            timeout_seconds=timeout_seconds,
+            device=device,
+            mode=mode,
+            dtype=dtype,
+            num_threads=num_threads,
+            max_length=max_length,
+            batch_size=batch_size,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+        )
         self.fallback = fallback
         self.hedge_after_ms = hedge_after_ms
         self.top_k = top_k
         self.score_threshold = score_threshold
-        self.instruction = instruction
         self.score_space = score_space
-        self.options = dict(options or {})
-        self.gpu = gpu
-        self.timeout_seconds = timeout_seconds
-        self.max_length = max_length
-        self.batch_size = batch_size
-        self._local_arguments = {
-            "device": device,
-            "mode": mode,
-            "dtype": dtype,
-            "num_threads": num_threads,
-            "timeout_seconds": timeout_seconds,
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-        }
-        self._remote_arguments = {
-            "api_key": api_key,
-            "timeout_seconds": timeout_seconds,
-            "wait_for_capacity": wait_for_capacity,
-        }
-        self._client = client
-        self._async_client = async_client
-        self._settle()
+        self.fuse_retrieval_score = fuse_retrieval_score
+        self.lora = lora
+        self._calibration = calibration
+        self._cache_dir = cache_dir
         if self.base_url is not None or fallback is not None:
             self._open(is_async=False)  # connects to nothing, but refuses a wrong address now
 
@@ -183,7 +182,9 @@ class Reranker:
         top_k: int | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        retrieval_scores: Sequence[float | None] | None = None,
+        fuse_retrieval_score: float | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -194,6 +195,9 @@ class Reranker:
             score_threshold: See the class.
             instruction: See the class.
             score_space: See the class.
+            retrieval_scores: The first stage's, one for each document, higher is better; needed
+                with `fuse_retrieval_score` only.
+            fuse_retrieval_score: Instead of the constructor's; None means that one.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -206,6 +210,8 @@ class Reranker:
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
+            retrieval_scores=retrieval_scores,
+            retrieval_weight=fuse_retrieval_score,
         )
         if not call.items:
             return self._to_ranking(call, None)
@@ -222,7 +228,9 @@ class Reranker:
         top_k: int | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        retrieval_scores: Sequence[float | None] | None = None,
+        fuse_retrieval_score: float | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
         call = self._prepare(
@@ -232,49 +240,14 @@ class Reranker:
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
+            retrieval_scores=retrieval_scores,
+            retrieval_weight=fuse_retrieval_score,
         )
         if not call.items:
             return self._to_ranking(call, None)
         score = self._open(is_async=True).score
         reply = await score(self.model, call.query, call.items, **call.arguments)
         return self._to_ranking(call, reply)
-
-    def warm_up(self) -> None:
-        """Fetch and load an in-process model now, so that the first call does not pay for it.
-
-        A server, or a client that was given, loads when it sees fit: for those it does nothing.
-        """
-        if not self._is_local or self._is_warm:
-            return
-        client = self._open(is_async=False)
-        if isinstance(client, _CHAINS):
-            client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
-        else:
-            client.warm_up(self.model)
-        self._is_warm = True
-
-    async def awarm_up(self) -> None:
-        """Do what `warm_up` does, without blocking the event loop."""
-        await asyncio.to_thread(self.warm_up)
-
-    def close(self) -> None:
-        """Release the model, unless others in this process still hold it, and all connections.
-
-        May be called twice.
-        """
-        opened = self._take_opened()
-        for client in opened:
-            closing = client.close()
-            if inspect.isawaitable(closing):
-                _finish(closing)
-
-    async def aclose(self) -> None:
-        """Do what `close` does, without blocking the event loop."""
-        for client in self._take_opened():
-            if inspect.iscoroutinefunction(client.close):
-                await client.close()
-            else:
-                await asyncio.to_thread(client.close)
 
     @property
     def circuit_states(self) -> dict[str, str]:
@@ -291,102 +264,31 @@ class Reranker:
                     states[name] = state
         return states
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def __repr__(self) -> str:
-        where = "in-process" if self._is_local else self.base_url or "given client"
-        return f"Reranker(model={self.model!r}, {where}, top_k={self.top_k})"
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out secrets, and what belongs to this process."""
-        return {
-            **{name: value for name, value in self.__dict__.items() if name not in _RUNTIME},
-            "fallback": _without_secrets(self.fallback),
-            "_local_arguments": self._local_arguments | {"token": None},
-            "_remote_arguments": self._remote_arguments | {"api_key": None},
-        }
+        return super().__getstate__() | {"fallback": _without_secrets(self.fallback)}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._settle()
+    def _shown(self) -> str:
+        return f", top_k={self.top_k}"
 
-    def __copy__(self) -> Self:
-        return self.__deepcopy__({})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Make another with the same settings, secrets included: it stays in this process.
-
-        Clients that were given are shared, as they stay the caller's.
-        """
-        twin = object.__new__(type(self))
-        for given in (self._client, self._async_client):
-            memo[id(given)] = given
-        twin.__setstate__(
-            {
-                name: copy.deepcopy(value, memo)
-                for name, value in self.__dict__.items()
-                if name not in _RUNTIME
-            }
-        )
-        return twin
-
-    def _settle(self) -> None:
-        self._lock = threading.Lock()
-        self._opened: dict[bool, Any] = {}
-        self._is_warm = False
-
-    @property
-    def _is_local(self) -> bool:
-        return self.base_url is None and self._client is None and self._async_client is None
-
-    def _open(self, *, is_async: bool) -> Any:
-        """Return the client that calls go to; make it at the first call."""
-        with self._lock:
-            if is_async not in self._opened:
-                self._opened[is_async] = self._make_client(is_async=is_async)
-            return self._opened[is_async]
-
-    def _take_opened(self) -> list[Any]:
-        """Forget the clients made here, and return them to be closed. Given ones stay open."""
-        with self._lock:
-            opened, self._opened = list(self._opened.values()), {}
-            self._is_warm = False
-        return [client for client in opened if not isinstance(client, _Given)]
+    def _warm_up(self, client: Any) -> None:
+        if isinstance(client, _CHAINS):
+            client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
+        else:
+            super()._warm_up(client)
+            if self.lora is not None:
+                client.load_lora(self.model, self.lora)
 
     def _make_client(self, *, is_async: bool) -> Any:
-        first, others = self._first_backend(is_async=is_async), self._fallback_backends()
-        if others:
-            kind = AsyncFallbackClient if is_async else FallbackClient
-            return kind(
-                [first, *others],
-                hedge_after_ms=self.hedge_after_ms,
-                timeout_seconds=self.timeout_seconds,
-            )
-        if isinstance(first.client, str):
-            return open_backend(first, is_async)
-        return _Given(first.client, is_async=is_async)
-
-    def _first_backend(self, *, is_async: bool) -> Backend:
-        if self._is_local:
-            return self._backend(LOCAL)
-        if self.base_url is not None:
-            return Backend(client=self.base_url, arguments=self._remote_arguments)
-        if is_async:
-            return self._backend(self._async_client or self._client)
-        if self._client is None:
-            msg = "only async_client was given: call arerank, or pass client= for sync calls"
-            raise InvalidRequestError(msg)
-        return self._backend(self._client)
+        others = self._fallback_backends()
+        if not others:
+            return super()._make_client(is_async=is_async)
+        kind = AsyncFallbackClient if is_async else FallbackClient
+        return kind(
+            [self._first_backend(is_async=is_async), *others],
+            hedge_after_ms=self.hedge_after_ms,
+            timeout_seconds=self.timeout_seconds,
+        )
 
     def _fallback_backends(self) -> list[Backend]:
         if self.fallback is None:
@@ -394,12 +296,7 @@ class Reranker:
         is_one = isinstance(self.fallback, str) or not isinstance(self.fallback, Sequence)
         others = [self.fallback] if is_one else list(self.fallback)  # type: ignore[arg-type]
         # Whoever moves from a server to this process by leaving out base_url may leave this as is.
-        return [self._backend(other) for other in others if not (self._is_local and other == LOCAL)]
-
-    def _backend(self, client: Any) -> Backend:
-        if isinstance(client, Backend):
-            return client
-        return Backend(client=client, arguments=self._local_arguments if client == LOCAL else {})
+        return [self._backend(other) for other in others if not (self.is_local and other == LOCAL)]
 
     def _prepare(
         self,
@@ -409,44 +306,52 @@ class Reranker:
         top_k: int | None,
         score_threshold: float | None,
         instruction: str | None,
-        score_space: ScoreSpace | None,
+        score_space: RerankSpace | None,
+        retrieval_scores: Sequence[float | None] | None,
+        retrieval_weight: float | None,
     ) -> _Call:
         """Check one call's arguments and choose what is sent: blank documents are not."""
         check_top_k(top_k)
         check_score_threshold(score_threshold)
-        check_score_space(score_space)
-        _check_text(instruction=instruction)
+        check_score_space(score_space, spaces=RerankSpace)
+        check_text(instruction=instruction)
         _check_documents(documents)
         indices = [i for i, text in enumerate(documents) if text is not None and text.strip()]
         if documents:
             _check_query(query)
+        check_retrieval_weight(retrieval_weight)
+        weight = self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
+        space: RerankSpace | None = score_space or self.score_space
+        calibration = self._find_calibration() if space == "calibrated" else None
+        if calibration is not None:
+            space = calibration.score_space
         return _Call(
             query=Item(text=query),
             items=[Item(id=str(i), text=documents[i] or "") for i in indices],
             indices=indices,
             num_documents=len(documents),
-            arguments=self._arguments(instruction, score_space),
+            arguments=self._arguments(
+                instruction or self.instruction, score_space=space, lora=self.lora
+            ),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+            calibration=calibration,
+            retrieval_weight=weight,
+            retrieval_scores=()
+            if weight is None
+            else _check_retrieval_scores(retrieval_scores, indices, len(documents)),
         )
 
-    def _arguments(self, instruction: str | None, score_space: ScoreSpace | None) -> dict[str, Any]:
-        """Collect the keyword arguments of the client's `score`, leaving out what was not set."""
-        options = self.options | {
-            name: value
-            for name, value in (
-                ("max_length", self.max_length),
-                ("batch_size", self.batch_size),
-                ("score_space", score_space or self.score_space),
+    def _find_calibration(self) -> Calibration:
+        """Return the calibration; a file is read at the first call that needs it."""
+        if not isinstance(self._calibration, Calibration):
+            cache_dir = None if self._cache_dir is None else Path(self._cache_dir)
+            self._calibration = (
+                Calibration.find(self.model, cache_dir=cache_dir)
+                if self._calibration is None
+                else Calibration.load(Path(self._calibration))
             )
-            if value is not None
-        }
-        arguments = {
-            "instruction": instruction or self.instruction,
-            "options": options or None,
-            "gpu": self.gpu,
-        }
-        return {name: value for name, value in arguments.items() if value is not None}
+        return self._calibration
 
     def _to_ranking(self, call: _Call, reply: Mapping[str, Any] | None) -> Ranking:
         """Match scores to documents through the ids sent, and order them."""
@@ -458,18 +363,32 @@ class Reranker:
             for index, score in zip(call.indices, found, strict=True):
                 scores[index] = score
             self._check_score_space(call, reply)
+        space: RerankSpace | None = reply.get("score_space")
+        shown, order_by = scores, scores
+        if call.calibration is not None and space == call.calibration.score_space:
+            probability = call.calibration.probability
+            shown = [None if score is None else probability(score) for score in scores]
+            space = "calibrated"
+        if call.retrieval_weight is not None:
+            order_by = _fused(shown, call, call.retrieval_weight)
+        entries = rank(
+            shown,
+            order_by=order_by,
+            top_k=call.top_k,
+            # Another model's scores are not measured against the threshold of this one's.
+            score_threshold=None if is_degraded else call.score_threshold,
+        )
+        if call.retrieval_weight is not None:
+            entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
+        if order_by is not scores or shown is not scores:
+            entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
         return Ranking(
-            entries=rank(
-                scores,
-                top_k=call.top_k,
-                # Another model's scores are not measured against the threshold of this one's.
-                score_threshold=None if is_degraded else call.score_threshold,
-            ),
+            entries=entries,
             model=self.model,
             status="degraded" if is_degraded else "complete",
             served_by=reply.get("served_by") or self.base_url or LOCAL,
             reason=reply.get("reason"),
-            score_space=reply.get("score_space"),
+            score_space=space,
             usage=reply.get("usage") or Usage(),
         )
 
@@ -485,6 +404,47 @@ class Reranker:
             raise InvalidRequestError(msg)
 
 
+def _fused(scores: Sequence[float | None], call: _Call, weight: float) -> list[float | None]:
+    """Mix the model's scores with the retrieval scores; what has no score gets none."""
+    fused: list[float | None] = [None] * len(scores)
+    model_scores = [scores[index] for index in call.indices]
+    known = [score for score in model_scores if score is not None]
+    if len(known) != len(model_scores):  # retrieval order: there is nothing to mix
+        return fused
+    mixed = fuse_scores(known, call.retrieval_scores, retrieval_weight=weight)
+    for index, score in zip(call.indices, mixed, strict=True):
+        fused[index] = score
+    return fused
+
+
+def _check_retrieval_scores(
+    scores: Sequence[float | None] | None, indices: Sequence[int], num_documents: int
+) -> list[float]:
+    """Return the retrieval scores of the documents that are sent.
+
+    Raises:
+        InvalidRequestError: One is missing, or no finite number.
+    """
+    if scores is None or len(scores) != num_documents:
+        got = "none" if scores is None else f"{len(scores)}"
+        msg = (
+            f"fuse_retrieval_score needs a retrieval score for each of {num_documents} documents, "
+            f"but got {got}; leave it None to order by the reranker alone"
+        )
+        raise InvalidRequestError(msg)
+    found: list[float] = []
+    for index in indices:
+        score = scores[index]
+        if score is None or not math.isfinite(score):
+            msg = (
+                f"fuse_retrieval_score needs every document's retrieval score, but document "
+                f"{index} has {score!r}; leave it None to order by the reranker alone"
+            )
+            raise InvalidRequestError(msg)
+        found.append(float(score))
+    return found
+
+
 def _without_secrets(fallback: Any) -> Any:
     if isinstance(fallback, Backend):
         return fallback.without_secrets()
@@ -493,56 +453,7 @@ def _without_secrets(fallback: Any) -> Any:
     return fallback
 
 
-class _Given:
-    """A client that the caller gave: used as it is, never closed. A sync one gets a thread."""
-
-    def __init__(self, client: Any, *, is_async: bool) -> None:
-        is_native = inspect.iscoroutinefunction(client.score)
-        self.score = client.score if is_native or not is_async else _in_thread(client.score)
-
-
-def _in_thread(score: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    async def call(*positional: Any, **named: Any) -> Any:
-        return await asyncio.to_thread(score, *positional, **named)
-
-    return call
-
-
 _CHAINS = (FallbackClient, AsyncFallbackClient)
-
-
-def _finish(closing: Awaitable[None]) -> None:
-    """Wait for an async close from sync code; inside a running loop it must do so by itself."""
-
-    async def wait() -> None:
-        await closing
-
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(wait())
-        return
-    task = loop.create_task(wait())
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
-
-
-_closing: set[asyncio.Task[None]] = set()
-"""Held until done: the event loop itself holds tasks only weakly."""
-
-
-def _refuse_with_client(**settings: object) -> None:
-    given = [name for name, value in settings.items() if value is not None]
-    if given:
-        msg = f"{', '.join(given)} cannot be combined with a client: set it on the client"
-        raise InvalidRequestError(msg)
-
-
-def _check_text(**values: object) -> None:
-    for name, value in values.items():
-        if value is not None and not isinstance(value, str):
-            msg = f"{name} must be a string, but got {type(value).__name__}: {value!r}"
-            raise InvalidRequestError(msg)
 
 
 def _check_query(query: object) -> None:

@@ -16,6 +16,12 @@ from sie_core.types import MODES, Mode
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L12-v2"
 """The reranker used where none is named: 33 M parameters, English, Apache-2.0."""
 
+DEFAULT_EMBEDDING_MODEL = "BAAI/bge-small-en-v1.5"
+"""The first-stage encoder used where none is named: 33 M parameters, English, MIT."""
+
+EMBEDDING_STEP_TEXTS = 512
+"""Texts encoded between two reports of progress: as many as one request to a server holds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings:
@@ -54,6 +60,10 @@ class EngineSettings:
         token_cache_bytes: Bound on the token ids of documents kept for each model, shared by all
             who use it; 0 keeps none; None means the size that was set last, at first
             `TOKEN_CACHE_BYTES`.
+        max_loras: LoRA adapters kept for each model; None means the number that was set last, at
+            first `MAX_LORAS`.
+        max_loaded_models: Models that this process keeps loaded; None for no bound.
+        memory_budget_bytes: Bound on the weights that this process keeps loaded; None for none.
     """
 
     device: str | Sequence[str] | None = None
@@ -63,6 +73,9 @@ class EngineSettings:
     max_batch_tokens: int | None = None
     max_queued_tokens: int | None = None
     token_cache_bytes: int | None = None
+    max_loras: int | None = None
+    max_loaded_models: int | None = None
+    memory_budget_bytes: int | None = None
 
 
 def check_mode(mode: Mode, dtype: str | None) -> None:
@@ -92,6 +105,9 @@ MAX_QUEUED_TOKENS = 2**24
 
 TOKEN_CACHE_BYTES = 16 * 2**20
 """Texts and ids of about 15,000 passages, for each loaded model."""
+
+MAX_LORAS = 8
+"""Adapters kept for one model: of rank 16 on a base-sized encoder, some 5 MB each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

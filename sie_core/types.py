@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ScoreSpace = Literal["raw", "probability"]
 """`raw`: the model's logit. `probability`: its sigmoid, between 0 and 1."""
 
+RerankSpace = Literal["raw", "probability", "calibrated"]
+"""What a reranker's scores are; `calibrated`: probabilities fitted on judged pairs."""
+
 Mode = Literal["auto", "exact", "fast"]
 """`exact`: float32. `fast`: half precision, where that is faster. `auto`: fast, else exact."""
 
@@ -22,11 +25,17 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Item(TypedDict, total=False):
-    """What is scored or encoded: a text, with an id by which its score is found again."""
+    """What is scored or encoded: a text, with an id by which its score is found again.
+
+    In place of the text, or beside it, `multivector` holds what a late-interaction model in this
+    process made of it ([num_tokens, token_dims], float32 or float16): scoring by that model then
+    need not encode it again. Servers do not take vectors.
+    """
 
     id: str
     text: str
     metadata: dict[str, Any]
+    multivector: np.ndarray[Any, np.dtype[Any]]
 
 
 class ScoreEntry(TypedDict):
@@ -89,4 +98,22 @@ class AsyncScoringClient(Protocol):
     @property
     def score(self) -> Callable[..., Awaitable[Mapping[str, Any]]]:
         """The coroutine function `score(model, query, items, **options)`."""
+        ...
+
+
+class EncodingClient(Protocol):
+    """Anything that turns items into embeddings: `LocalClient`, `SIEClient`."""
+
+    @property
+    def encode(self) -> Callable[..., Any]:
+        """The function `encode(model, items, **options)`; it returns a list of `EncodeResult`."""
+        ...
+
+
+class AsyncEncodingClient(Protocol):
+    """The same for asyncio: `LocalAsyncClient`, `SIEAsyncClient`."""
+
+    @property
+    def encode(self) -> Callable[..., Awaitable[Any]]:
+        """The coroutine function `encode(model, items, **options)`."""
         ...

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import string
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -86,6 +88,34 @@ def tiny_xlmr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """jina-reranker-v2-base-multilingual with random weights, of a size that the kernels take."""
+    folder = make_xlmr(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-jina",
+        hidden_size=64,
+        num_attention_heads=2,
+        intermediate_size=128,
+        initializer_range=0.3,
+    )
+    return rename_as_jina(folder, position_embedding_type="absolute")
+
+
+@pytest.fixture(scope="session")
+def tiny_rotary_jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier on the body of jina-colbert-v2: the same without a table of positions."""
+    from safetensors.torch import load_file, save_file
+
+    folder = make_xlmr(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-rotary-jina", initializer_range=0.3
+    )
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["roberta.embeddings.position_embeddings.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return rename_as_jina(folder, position_embedding_type="rotary", rotary_emb_base=20000.0)
+
+
+@pytest.fixture(scope="session")
 def tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ModernBERT cross-encoder with random weights, most layers of which see 8 tokens around."""
     return make_modernbert(tmp_path_factory.mktemp("checkpoints") / "tiny-modernbert")
@@ -97,12 +127,82 @@ def make_tiny_modernbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     return lambda **settings: make_modernbert(tmp_path_factory.mktemp("modernbert"), **settings)
 
 
+@pytest.fixture
+def make_sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of sentence encoders; it takes what `write_sentence_encoder` takes."""
+    return lambda **settings: write_sentence_encoder(
+        tmp_path_factory.mktemp("sentence-encoder"), **settings
+    )
+
+
+@pytest.fixture
+def make_colbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of late-interaction models; it takes what `write_colbert` takes."""
+    return lambda **settings: write_colbert(tmp_path_factory.mktemp("colbert"), **settings)
+
+
 @pytest.fixture(scope="session")
-def sie_server(tiny_bert: Path) -> Iterator[str]:
-    """The address of a server that speaks the SIE protocol and scores as `test/tiny-bert`."""
+def tiny_colbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ColBERT with random weights in the layout of ColBERT's own code."""
+    return write_colbert(tmp_path_factory.mktemp("checkpoints") / "tiny-colbert")
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma with random weights in the files of BAAI/bge-reranker-v2-gemma, in several shards."""
+    return make_gemma(tmp_path_factory.mktemp("checkpoints") / "tiny-gemma")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 with random weights in the files of mixedbread-ai/mxbai-rerank-base-v2."""
+    return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 with random weights in the files of Qwen/Qwen3-Reranker-0.6B."""
+    return make_qwen(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3", "qwen3")
+
+
+@pytest.fixture(scope="session")
+def short_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 reranker that reads no more than 256 tokens."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "short-qwen3"
+    return make_qwen(folder, "qwen3", max_position_embeddings=256)
+
+
+@pytest.fixture
+def make_tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of Gemmas of other shapes; it takes `GemmaConfig`'s names."""
+    return lambda **settings: make_gemma(tmp_path_factory.mktemp("gemma"), **settings)
+
+
+@pytest.fixture
+def make_tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A maker of Qwens of other shapes; it takes a `model_type` and its configuration's names."""
+    return lambda kind, **settings: make_qwen(tmp_path_factory.mktemp(kind), kind, **settings)
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT sentence encoder with random weights that puts `query: ` before queries."""
+    return write_sentence_encoder(
+        tmp_path_factory.mktemp("checkpoints") / "tiny-embedder",
+        general={"prompts": {"query": "query: ", "document": ""}},
+    )
+
+
+@pytest.fixture(scope="session")
+def sie_server(tiny_bert: Path, tiny_embedder: Path) -> Iterator[str]:
+    """The address of a server that speaks the SIE protocol.
+
+    It scores as `test/tiny-bert` and encodes as `test/tiny-embedder`.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _ScoreHandler)
     server.daemon_threads = True
     server.model_folder = str(tiny_bert)  # type: ignore[attr-defined]
+    server.embedder_folder = str(tiny_embedder)  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -128,32 +228,59 @@ class _ScoreHandler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
 
     def do_POST(self) -> None:
-        """Score, in msgpack or JSON as the request is."""
+        """Score or encode, in msgpack or JSON as the request is."""
         import msgpack
-
-        from sie_core.local import LocalClient
 
         body = self.rfile.read(int(self.headers["Content-Length"]))
         is_msgpack = "msgpack" in self.headers.get("Content-Type", "")
         request = msgpack.unpackb(body) if is_msgpack else json.loads(body)
-        if self.path.removeprefix("/v1/score/").replace("%2F", "/") != "test/tiny-bert":
+        path = self.path.replace("%2F", "/")
+        if path == "/v1/score/test/tiny-bert":
+            reply = self._score(request)
+        elif path == "/v1/encode/test/tiny-embedder":
+            reply = self._encode(request, is_msgpack=is_msgpack)
+        elif path == "/v1/encode/test/tiny-bert":
+            message = "Model 'test/tiny-bert' does not support output types: {'dense'}"
+            self._refuse(HTTPStatus.BAD_REQUEST, "INVALID_INPUT", message)
+            return
+        else:
             self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
             return
+        if "msgpack" in self.headers.get("Accept", ""):
+            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
+        else:
+            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
+
+    def _score(self, request: dict[str, Any]) -> dict[str, Any]:
+        from sie_core.local import LocalClient
+
         folder = self.server.model_folder  # type: ignore[attr-defined]
         instruction = request.get("instruction")
         result = LocalClient().score(
             folder, request["query"], request["items"], instruction=instruction
         )
-        reply = {
+        return {
             "model": "test/tiny-bert",
             "query_id": result["query_id"],
             "scores": result["scores"],
             "usage": {"input_tokens": result["usage"]["input_tokens"]},
         }
-        if "msgpack" in self.headers.get("Accept", ""):
-            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
-        else:
-            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
+
+    def _encode(self, request: dict[str, Any], *, is_msgpack: bool) -> dict[str, Any]:
+        from sie_core.local import LocalClient
+
+        folder = self.server.embedder_folder  # type: ignore[attr-defined]
+        params = request.get("params", {})
+        is_query = params.get("options", {}).get("is_query")
+        found = LocalClient(mode="exact").encode(folder, request["items"], is_query=is_query)
+        items = []
+        for item, result in zip(request["items"], found, strict=True):
+            dense = result["dense"]
+            packed = {b"nd": True, b"type": dense.dtype.str, b"kind": b"", b"shape": dense.shape}
+            values = packed | {b"data": dense.tobytes()} if is_msgpack else dense.tolist()
+            vector = {"dims": len(dense), "dtype": str(dense.dtype), "values": values}
+            items.append({"id": item["id"], "dense": vector})
+        return {"model": "test/tiny-embedder", "items": items}
 
     def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
         self._reply(status, json.dumps({"detail": {"code": code, "message": message}}).encode())
@@ -212,8 +339,14 @@ def make_bert(
     return folder
 
 
-def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
-    """Write a tiny XLM-RoBERTa classifier and its Unigram tokenizer to `folder`."""
+def make_xlmr(folder: Path, *, num_labels: int = 1, **settings: Any) -> Path:
+    """Write a tiny XLM-RoBERTa classifier and its Unigram tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        num_labels: Of the classifier.
+        settings: Of its configuration, in place of those here.
+    """
     import torch
     from transformers import (
         XLMRobertaConfig,
@@ -226,22 +359,75 @@ def make_xlmr(folder: Path, *, num_labels: int = 1) -> Path:
     vocab = [(piece, 0.0 if i < 4 else -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
     vocab.append(("<mask>", 0.0))
     torch.manual_seed(11)
-    config = XLMRobertaConfig(
-        vocab_size=len(vocab),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=130,
-        type_vocab_size=1,
-        num_labels=num_labels,
-        initializer_range=0.5,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    XLMRobertaForSequenceClassification(config).save_pretrained(folder)
+    config = {
+        "vocab_size": len(vocab),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "type_vocab_size": 1,
+        "num_labels": num_labels,
+        "initializer_range": 0.5,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**(config | settings)))
+    model.save_pretrained(folder)
     XLMRobertaTokenizer(vocab=vocab, model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+_JINA_NAMES = {
+    "embeddings.LayerNorm": "emb_ln",
+    "attention.output.dense": "mixer.out_proj",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "output.LayerNorm": "norm2",
+    "encoder.layer.": "encoder.layers.",
+}
+
+
+def _jina_name(name: str) -> str:
+    return functools.reduce(lambda name, pair: name.replace(*pair), _JINA_NAMES.items(), name)
+
+
+def rename_as_jina(folder: Path, **config: Any) -> Path:
+    """Turn an XLM-RoBERTa's checkpoint into one as Jina's repositories have it.
+
+    Their config.json names code that must not run; here it is code that cannot.
+
+    Args:
+        folder: The checkpoint.
+        config: What else is in its config.json.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    stored = load_file(folder / "model.safetensors")
+    for name, tensor in stored.items():
+        if ".query." in name:
+            parts = [stored[name.replace("query", part)] for part in ("query", "key", "value")]
+            fused = name.replace("attention.self.query", "mixer.Wqkv")
+            tensors[_jina_name(fused)] = torch.cat(parts)
+        elif ".key." not in name and ".value." not in name:
+            tensors[_jina_name(name)] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    kind = "XLMRobertaForSequenceClassification"
+    config |= {
+        "auto_map": {
+            "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
+            "AutoModelForSequenceClassification": f"modeling_xlm_roberta.{kind}",
+        },
+        "use_flash_attn": True,
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    for name in ("configuration_xlm_roberta.py", "modeling_xlm_roberta.py"):
+        (folder / name).write_text("raise SystemExit('code of a repository was run')\n")
     return folder
 
 
@@ -301,7 +487,309 @@ def make_modernbert(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-# --- scoring clients for the tests of the components, written by hand ----------------------------
+def make_gemma(folder: Path, **settings: Any) -> Path:
+    """Write a tiny Gemma and its tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        settings: Of its configuration, in place of those here.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import GemmaConfig, GemmaForCausalLM, GemmaTokenizer
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256))]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))  # noqa: S106  no secret
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([*_CORPUS, *["Yes"] * 200], trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = GemmaTokenizer(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]]
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(17)
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,  # more than hidden_size / num_attention_heads, as in the real one
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # large, so that random scores differ clearly
+        "dtype": "float32",
+    }
+    network = GemmaForCausalLM(GemmaConfig(**(config | settings)))
+    _randomise_norms(network)
+    network.save_pretrained(folder, max_shard_size="60KB")
+    _spell_as_before(folder, hidden_act="gelu", rope_theta=10000.0)
+    return folder
+
+
+def make_qwen(folder: Path, model_type: str, **settings: Any) -> Path:
+    """Write a tiny Qwen2 or Qwen3 and its tokenizer to `folder`.
+
+    Args:
+        folder: Where to.
+        model_type: `qwen2` or `qwen3`.
+        settings: Of its configuration, in place of those here.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer, Qwen3Config
+
+    empty = Qwen2Tokenizer()  # cuts texts up as the real ones do
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = empty.backend_tokenizer.normalizer
+    trained.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator([*_CORPUS, *["yes", "no"] * 200], trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=131072,
+    )
+    if model_type == "qwen3":
+        tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(19)
+    config = {
+        "vocab_size": len(tokenizer) + 3,  # the real ones have rows for no token, too
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # large, so that random scores differ clearly
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+    if model_type == "qwen3":
+        config["head_dim"] = 16  # more than hidden_size / num_attention_heads, as in the real one
+    kind = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}[model_type]
+    theta = {"rope_type": "default", "rope_theta": 1000000.0}
+    network = AutoModelForCausalLM.from_config(kind(**(config | settings), rope_parameters=theta))
+    _randomise_norms(network)
+    network.save_pretrained(folder)
+    _spell_as_before(folder, rope_theta=1000000.0, sliding_window=4096)
+    return folder
+
+
+_CORPUS = [
+    *(" ".join(_WORDS[i:] + _WORDS[:i]) for i in range(20)),
+    "Given a query A and a passage B, determine whether the passage contains an answer",
+    "You are a search relevance expert who evaluates how well documents match search queries.",
+    "Judge whether the Document meets the requirements based on the Query and the Instruct",
+    "<Instruct>: Given a web search query, retrieve relevant passages\n<Query>: a\n<Document>: b "
+    * 9,
+    f"{_CHARACTERS} query: a\ndocument: b A: B: Relevance:",
+]
+"""What the tokenizers of tiny language models are trained on."""
+
+
+def _randomise_norms(network: Any) -> None:
+    """Give norms and biases, which begin as ones and zeros, numbers that count."""
+    import torch
+
+    for name, parameter in network.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, parameter.mean().item(), 0.2)
+
+
+def _spell_as_before(folder: Path, **settings: Any) -> None:
+    """Rewrite config.json as transformers 4 wrote it, which is what the real models have."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["rope_parameters"]
+    config.pop("layer_types", None)
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config | settings, indent=2), encoding="utf-8")
+
+
+def write_body(folder: Path, model_type: str = "bert", *, tokens: Sequence[str] = ()) -> None:
+    """Write a body by itself and its tokenizer to `folder`, as `AutoModel` saves it.
+
+    Args:
+        folder: Where to.
+        model_type: `bert`, `xlm-roberta` or `modernbert`; the first two fit the compiled kernels.
+        tokens: Added to the vocabulary.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    make = {"bert": make_bert, "xlm-roberta": make_xlmr, "modernbert": make_modernbert}[model_type]
+    config = AutoConfig.from_pretrained(make(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(folder)
+    config.vocab_size = len(tokenizer)
+    config.initializer_range = 0.2
+    config.id2label = {i: f"LABEL_{i}" for i in range(3)}  # means nothing for a body
+    if model_type != "modernbert":
+        config.update({"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 96})
+    torch.manual_seed(17)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # all zero otherwise
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+
+
+def write_sentence_encoder(
+    folder: Path,
+    *,
+    model_type: str = "bert",
+    pooling: str | None = "mean",
+    dense: tuple[int, str] | None = None,
+    is_normalized: bool = True,
+    sentence: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+) -> Path:
+    """Write a sentence encoder with the files of sentence-transformers to `folder`.
+
+    Args:
+        folder: Where to.
+        model_type: The body's.
+        pooling: The Pooling's mode, in the older spelling; None for no modules at all.
+        dense: Width and activation of a Dense behind it.
+        is_normalized: Whether a Normalize is last.
+        sentence: sentence_bert_config.json.
+        general: config_sentence_transformers.json.
+    """
+    write_body(folder, model_type)
+    if pooling is None:
+        return folder
+    kinds = ["Transformer", "Pooling", *(["Dense"] if dense else [])]
+    kinds += ["Normalize"] if is_normalized else []
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    for path in paths:
+        (folder / path).mkdir(exist_ok=True)
+    write_json(folder / "modules.json", _module_list(kinds, paths))
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
+    modes |= {"mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "lasttoken": "lasttoken"}
+    modes |= {"weightedmean": "weightedmean_tokens"}
+    flags = {f"pooling_mode_{key}": mode == pooling for mode, key in modes.items()}
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": width} | flags)
+    if dense:
+        write_dense(folder / "2_Dense", width, dense[0], activation=dense[1], has_bias=True)
+    for name, content in (
+        ("sentence_bert_config.json", sentence),
+        ("config_sentence_transformers.json", general),
+    ):
+        if content is not None:
+            write_json(folder / name, content)
+    return folder
+
+
+def write_colbert(
+    folder: Path,
+    *,
+    layout: str = "colbert",
+    model_type: str = "bert",
+    sees_masks: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> Path:
+    """Write a late-interaction model to `folder`.
+
+    Args:
+        folder: Where to.
+        layout: `colbert` (ColBERT's own code) or `pylate`.
+        model_type: The body's.
+        sees_masks: Whether a query's tokens see the masks behind them.
+        settings: More of artifact.metadata or config_sentence_transformers.json.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    is_own = layout == "colbert"
+    write_body(
+        folder, model_type, tokens=["[unused0]", "[unused1]"] if is_own else ["[Q] ", "[D] "]
+    )
+    config = json.loads((folder / "config.json").read_text())
+    if is_own:
+        weights = folder / "model.safetensors"
+        tensors = {f"bert.{name}": tensor for name, tensor in load_file(weights).items()}
+        torch.manual_seed(19)
+        tensors["linear.weight"] = torch.randn(16, config["hidden_size"])
+        save_file(tensors, weights, metadata={"format": "pt"})
+        write_json(folder / "config.json", config | {"architectures": ["HF_ColBERT"]})
+        said = {
+            "query_token_id": "[unused0]",
+            "doc_token_id": "[unused1]",
+            "query_maxlen": 16,
+            "doc_maxlen": 60,
+            "dim": 16,
+            "mask_punctuation": True,
+            "attend_to_mask_tokens": sees_masks,
+            "similarity": "cosine",
+        }
+        write_json(folder / "artifact.metadata", said | (settings or {}))
+        return folder
+    kinds, paths = ["Transformer", "Dense"], ["", "1_Dense"]
+    modules = _module_list(kinds, paths)
+    modules[1]["type"] = "pylate.models.Dense.Dense"
+    write_json(folder / "modules.json", modules)
+    identity = "torch.nn.modules.linear.Identity"
+    (folder / "1_Dense").mkdir()
+    write_dense(folder / "1_Dense", config["hidden_size"], 16, activation=identity, has_bias=False)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 59, "do_lower_case": False})
+    said = {
+        "similarity_fn_name": "MaxSim",
+        "query_prefix": "[Q] ",
+        "document_prefix": "[D] ",
+        "query_length": 16,
+        "document_length": 60,
+        "attend_to_expansion_tokens": sees_masks,
+        "do_query_expansion": True,
+        "skiplist_words": list(string.punctuation),
+        "prompts": {},
+        "default_prompt_name": None,
+    }
+    write_json(folder / "config_sentence_transformers.json", said | (settings or {}))
+    return folder
+
+
+def write_dense(
+    folder: Path, num_in: int, num_out: int, *, activation: str, has_bias: bool
+) -> None:
+    """Write a Dense with random weights to `folder`."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(23)
+    tensors = {"linear.weight": torch.randn(num_out, num_in) / 8}
+    if has_bias:
+        tensors["linear.bias"] = torch.randn(num_out)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"in_features": num_in, "out_features": num_out, "bias": has_bias}
+    write_json(folder / "config.json", config | {"activation_function": activation})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a settings file."""
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _module_list(kinds: Sequence[str], paths: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+
+
+# --- clients for the tests of the components, written by hand ------------------------------------
 
 
 @dataclass
@@ -344,11 +832,81 @@ class AsyncOverlapClient(OverlapClient):
         return super().score(model, query, items, **arguments)
 
 
+NUM_WORD_DIMS = 16
+
+
+@dataclass
+class WordsClient:
+    """Encode a text by which words it has, and remember what was asked.
+
+    The last dimension tells queries from documents.
+    """
+
+    texts: list[list[str]] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    arguments: list[dict[str, Any]] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def encode(self, model: str, items: Sequence[Item], **arguments: Any) -> list[dict[str, Any]]:
+        """Answer as a real client does."""
+        self.texts.append([item["text"] for item in items])
+        self.models.append(model)
+        self.arguments.append(arguments)
+        self.threads.append(threading.get_ident())
+        if self.error is not None:
+            raise self.error
+        return [{"dense": self.vector(item["text"], **arguments)} for item in items]
+
+    @staticmethod
+    def vector(text: str, *, is_query: bool = False, **_: Any) -> Any:
+        """Return the vector of a text."""
+        import numpy as np
+
+        dense = np.zeros(NUM_WORD_DIMS + 1, np.float32)
+        for word in text.lower().split():
+            dense[zlib.crc32(word.encode()) % NUM_WORD_DIMS] += 1
+        dense[-1] = 0.5 if is_query else 0.25
+        return dense
+
+
+class AsyncWordsClient(WordsClient):
+    """The same for asyncio."""
+
+    async def encode(  # type: ignore[override]  # awaited, or else the same
+        self, model: str, items: Sequence[Item], **arguments: Any
+    ) -> list[dict[str, Any]]:
+        """Answer without leaving the event loop's thread."""
+        return super().encode(model, items, **arguments)
+
+
 class SIEClient:
     """A client as in SIE's own package: it takes these keywords and no others."""
 
     def __init__(self) -> None:
         self.inner = OverlapClient()
+        self.words = WordsClient()
+
+    def encode(
+        self,
+        model: str,
+        items: list[Item],
+        *,
+        output_types: list[str] | None = None,
+        instruction: str | None = None,
+        output_dtype: str | None = None,
+        is_query: bool | None = None,
+        options: dict[str, Any] | None = None,
+        gpu: str | None = None,
+        wait_for_capacity: bool = True,
+        provision_timeout_s: float | None = None,
+        max_oom_retries: int = 3,
+    ) -> list[dict[str, Any]]:
+        """Answer with results that say more than ours do."""
+        del output_types, instruction, output_dtype, gpu
+        del wait_for_capacity, provision_timeout_s, max_oom_retries
+        found = self.words.encode(model, items, is_query=bool(is_query), options=options)
+        return [result | {"timing": {"total_ms": 1.0}} for result in found]
 
     def score(
         self,
@@ -376,6 +934,11 @@ class SIEAsyncClient:
     def __init__(self) -> None:
         self.sync = SIEClient()
         self.inner = self.sync.inner
+        self.words = self.sync.words
+
+    async def encode(self, model: str, items: list[Item], **arguments: Any) -> list[dict[str, Any]]:
+        """Answer without leaving the event loop's thread."""
+        return self.sync.encode(model, items, **arguments)
 
     async def score(
         self,
@@ -439,6 +1002,18 @@ def client() -> OverlapClient:
 def async_client() -> AsyncOverlapClient:
     """A client for async calls."""
     return AsyncOverlapClient()
+
+
+@pytest.fixture
+def encoder() -> WordsClient:
+    """A client for sync calls that encodes."""
+    return WordsClient()
+
+
+@pytest.fixture
+def async_encoder() -> AsyncWordsClient:
+    """A client for async calls that encodes."""
+    return AsyncWordsClient()
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ DISTRIBUTIONS = {
     ROOT / "packages/sie-llamaindex": ["sie_llamaindex/py.typed"],
     ROOT / "packages/sie-haystack": [
         "sie_haystack/py.typed",
+        "haystack_integrations/common/sie/py.typed",
+        "haystack_integrations/components/embedders/sie/py.typed",
         "haystack_integrations/components/rankers/sie/py.typed",
     ],
 }
@@ -84,7 +86,7 @@ def copy_tests() -> Path:
     """Copy tests and what they run to a folder from which the checkout is out of reach."""
     run_folder = BUILD / "run"
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("tests", "examples", "benchmarks"):
+    for name in ("tests", "examples", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, run_folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", run_folder)
     return run_folder

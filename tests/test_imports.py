@@ -23,8 +23,11 @@ def modules_after(statement: str) -> set[str]:
     [
         "import sie_core",
         "from sie_core import Reranker; Reranker()",
+        "from sie_core import Embedder; Embedder()",
         "import sie_langchain; sie_langchain.SIEReranker()",
+        "import sie_langchain; sie_langchain.SIEEmbeddings()",
         "import sie_llamaindex; sie_llamaindex.SIENodePostprocessor()",
+        "import sie_llamaindex; sie_llamaindex.SIEEmbedding()",
         "import sie_haystack",
     ],
 )
@@ -33,12 +36,12 @@ def test_importing_and_constructing_needs_no_torch(statement: str) -> None:
     assert not {"torch", "transformers"} & modules_after(statement)
 
 
-def test_the_haystack_component_leaves_torch_to_haystack() -> None:
-    """`import haystack` itself imports torch where it is installed; ours adds no engine to that."""
+def test_the_haystack_components_leave_torch_to_haystack() -> None:
+    """`import haystack` itself imports torch where it is installed; ours add no engine to that."""
     code = """
 import sys
-from sie_haystack import SIERanker
-SIERanker()
+from sie_haystack import SIEDocumentEmbedder, SIERanker, SIETextEmbedder
+SIERanker(), SIEDocumentEmbedder(), SIETextEmbedder()
 print("sie_core.local" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,14 +9,17 @@ import pickle
 import random
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sie_core import Item, LocalAsyncClient, LocalClient, Reranker
+from sie_core.calibration import Calibration, LogisticCurve, RisingSteps
 from sie_core.errors import InvalidRequestError, SIEConnectionError
 from sie_core.fallback import Backend, FallbackClient
+from sie_core.fusion import fuse_scores
 
 
 class Recorder:
@@ -59,13 +62,20 @@ def test_everything_that_was_set_is_passed_to_the_client() -> None:
         gpu="l4",
         max_length=99,
         batch_size=3,
+        lora="owner/legal",
         score_space="raw",
     )
     reranker.rerank("q", ["a"])
     assert client.calls[0][3] == {
         "instruction": "find",
         "gpu": "l4",
-        "options": {"profile": "p", "max_length": 99, "batch_size": 3, "score_space": "raw"},
+        "options": {
+            "profile": "p",
+            "max_length": 99,
+            "batch_size": 3,
+            "lora": "owner/legal",
+            "score_space": "raw",
+        },
     }
 
 
@@ -387,3 +397,104 @@ def test_text_sent_is_the_text_given() -> None:
     client = Recorder()
     Reranker("m", client=client).rerank("q", ["  a \n", " ", None])
     assert client.calls[0][2] == [Item(id="0", text="  a \n")]
+
+
+CURVE = Calibration(
+    model="m", score_space=None, probability=LogisticCurve(slope=0.5, intercept=-1.0)
+)
+
+
+def test_calibrated_scores_are_probabilities_in_the_models_order() -> None:
+    """The threshold is held against them, and what the model gave is kept beside."""
+    reranker = Reranker("m", client=Recorder(), score_space="calibrated", calibration=CURVE)
+    ranking = reranker.rerank("q", ["a", "bbbb", "", "cc"], score_threshold=0.45)
+    assert [entry.index for entry in ranking] == [1, 3, 2]
+    scores = [entry.score for entry in ranking]
+    assert scores == [CURVE.probability(4.0), CURVE.probability(2.0), None]
+    assert [entry.model_score for entry in ranking] == [4.0, 2.0, None]
+    assert ranking.score_space == "calibrated"
+
+
+def test_equal_probabilities_keep_the_models_order() -> None:
+    """Steps make ties of different scores; the order is the finer one."""
+    flat = Calibration(
+        model="m", score_space=None, probability=RisingSteps(scores=(0.0,), probabilities=(0.5,))
+    )
+    reranker = Reranker("m", client=Recorder(), score_space="calibrated", calibration=flat)
+    ranking = reranker.rerank("q", ["a", "ccc", "bb"])
+    assert [(entry.index, entry.score) for entry in ranking] == [(1, 0.5), (2, 0.5), (0, 0.5)]
+
+
+def test_the_calibration_is_found_by_the_models_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or in the file given; without one the error says how to make it."""
+    monkeypatch.setenv("SIE_CACHE_DIR", str(tmp_path))
+    reranker = Reranker("m", client=Recorder(), score_space="calibrated")
+    with pytest.raises(InvalidRequestError, match="sie calibrate"):
+        reranker.rerank("q", ["a"])
+    CURVE.save()
+    assert reranker.rerank("q", ["a"]).entries[0].score == CURVE.probability(1.0)
+    path = CURVE.save(tmp_path / "own.json")
+    other = Reranker("x", client=Recorder(), calibration=path)
+    ranking = other.rerank("q", ["a"], score_space="calibrated")
+    assert ranking.entries[0].score == CURVE.probability(1.0)
+    assert other.rerank("q", ["a"]).entries[0].score == 1.0
+    assert pickle.loads(pickle.dumps(CURVE)) == CURVE
+
+
+def test_a_calibration_of_raw_scores_asks_for_raw_scores(tiny_bert: Path) -> None:
+    """In this process the model's logits are what it is applied to, whatever its own space."""
+    curve = replace(CURVE, score_space="raw")
+    texts = ["berlin is a city", "museum"]
+    with Reranker(str(tiny_bert)) as reranker:
+        raw = reranker.rerank("q", texts, score_space="raw")
+    with Reranker(str(tiny_bert), score_space="calibrated", calibration=curve) as reranker:
+        calibrated = reranker.rerank("q", texts)
+    assert [entry.model_score for entry in calibrated] == [entry.score for entry in raw]
+    assert [entry.score for entry in calibrated] == [
+        curve.probability(entry.score or 0.0) for entry in raw
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weight", "order"), [(0.0, [1, 2, 0, 3]), (1.0, [2, 0, 1, 3]), (0.5, [2, 1, 0, 3])]
+)
+def test_the_retrieval_score_is_mixed_in_by_its_weight(weight: float, order: list[int]) -> None:
+    """0 is the reranker alone, 1 the first stage alone; the mix is the entry's score."""
+    reranker = Reranker("m", client=Recorder(), fuse_retrieval_score=weight)
+    documents, retrieval_scores = ["a", "cccc", "bbb", " "], [0.8, 0.1, 0.9, None]
+    ranking = reranker.rerank("q", documents, retrieval_scores=retrieval_scores)
+    assert [entry.index for entry in ranking] == order
+    mixed = fuse_scores([1.0, 4.0, 3.0], [0.8, 0.1, 0.9], retrieval_weight=weight)
+    assert {entry.index: entry.score for entry in ranking} == {**dict(enumerate(mixed)), 3: None}
+    assert {entry.index: entry.model_score for entry in ranking} == {0: 1, 1: 4, 2: 3, 3: None}
+
+
+def test_the_threshold_is_held_against_the_score_before_mixing() -> None:
+    """A mix has no scale of its own."""
+    reranker = Reranker("m", client=Recorder(), fuse_retrieval_score=0.9, score_threshold=3)
+    ranking = reranker.rerank("q", ["a", "cccc", "bbb"], retrieval_scores=[9, 1, 2])
+    assert [entry.index for entry in ranking] == [2, 1]
+
+
+@pytest.mark.parametrize("scores", [None, [1.0], [1.0, None], [1.0, math.nan]])
+def test_mixing_needs_every_retrieval_score(scores: list[float | None] | None) -> None:
+    """A guess in place of a missing one would move documents."""
+    reranker = Reranker("m", client=Recorder(), fuse_retrieval_score=0.5)
+    with pytest.raises(InvalidRequestError, match="fuse_retrieval_score needs"):
+        reranker.rerank("q", ["a", "b"], retrieval_scores=scores)
+
+
+def test_without_scores_there_is_nothing_to_mix() -> None:
+    """Retrieval order stays retrieval order."""
+    reranker = Reranker(
+        "m",
+        base_url="http://127.0.0.1:9",
+        fallback="retrieval_order",
+        fuse_retrieval_score=0.5,
+        timeout_seconds=5,
+    )
+    with reranker:
+        ranking = reranker.rerank("q", ["a", "b"], retrieval_scores=[1.0, 2.0])
+    assert [(entry.index, entry.score) for entry in ranking] == [(0, None), (1, None)]

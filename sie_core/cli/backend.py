@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ class ScoreSpaceName(StrEnum):
 
     RAW = "raw"
     PROBABILITY = "probability"
+    CALIBRATED = "calibrated"
 
 
 class ModeName(StrEnum):
@@ -48,7 +50,7 @@ ModelOption = Annotated[
 ScoreSpaceOption = Annotated[
     ScoreSpaceName | None,
     typer.Option(
-        help="Scores as logits or as probabilities.",
+        help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
         show_default="what the model's config says",
         rich_help_panel="Model",
     ),
@@ -156,6 +158,7 @@ class Backend:
     wait_for_capacity: bool = False
     instruction: str | None = None
     score_space: ScoreSpaceName | None = None
+    calibration: Path | None = None
     timeout: float | None = None
     device: str | None = None
     mode: ModeName = ModeName.AUTO
@@ -188,6 +191,7 @@ class Backend:
             wait_for_capacity=self.wait_for_capacity,
             instruction=self.instruction,
             score_space=None if self.score_space is None else self.score_space.value,
+            calibration=self.calibration,
             timeout_seconds=self.timeout,
             device=self._devices,
             mode=self.mode.value,
@@ -220,7 +224,11 @@ class Backend:
 
     def settings(self) -> dict[str, Any]:
         """Return what was set, by name."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+            if value not in (None, False)
+        }
 
     @property
     def _devices(self) -> str | list[str] | None:

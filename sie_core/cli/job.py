@@ -93,13 +93,21 @@ class RerankJob:
         """Let the bar move; the cut is made once, over all chunks."""
         ranking = self._reranker.rerank(query, [])
         scores: list[float | None] = [None] * len(self._texts)
+        order_by: list[float | None] = [None] * len(self._texts)
         num_truncated = 0
         for start in range(0, len(self._texts), _CHUNK_SIZE):
             chunk = self._texts[start : start + _CHUNK_SIZE]
             ranking = self._reranker.rerank(query, chunk)
             for entry in ranking:
                 scores[start + entry.index] = entry.score
+                finer = entry.score if entry.model_score is None else entry.model_score
+                order_by[start + entry.index] = finer
             num_truncated += ranking.usage.get("truncated_items", 0)
             waiting.advance(len(chunk))
-        entries = rank(scores, top_k=self._top_k, score_threshold=self._score_threshold)
+        entries = rank(
+            scores,
+            top_k=self._top_k,
+            score_threshold=self._score_threshold,
+            order_by=order_by,
+        )
         return replace(ranking, entries=entries, usage=Usage(truncated_items=num_truncated))

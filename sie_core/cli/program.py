@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 
 import sie_core
 from sie_core.cli.backend import DEBUG
+from sie_core.cli.bench import bench
+from sie_core.cli.calibrate import calibrate
 from sie_core.cli.compare import compare
 from sie_core.cli.eval import evaluate
 from sie_core.cli.fetch import fetch
@@ -100,3 +102,5 @@ program.command()(compare)
 program.command()(models)
 program.command()(fetch)
 program.command()(health)
+program.command()(calibrate)
+program.command()(bench)

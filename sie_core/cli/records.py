@@ -6,9 +6,11 @@ read at all are an error that names the line.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ STDIN = Path("-")
 
 _TEXT_COLUMNS = ("content", "page_content", "passage")
 """Where the text is looked for when there is no column `text`."""
+
+_LABEL_WORDS = {"true": True, "false": False}
 
 _MAX_FIELD_CHARS = 2**31 - 1
 """Python's csv refuses fields over 131,072 characters unless told otherwise."""
@@ -59,6 +63,15 @@ class Document:
     text: str | None
     fields: dict[str, Any] | None = None
     id: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedPair:
+    """A query, a document, and whether the document is relevant to it."""
+
+    query: str
+    text: str
+    is_relevant: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +164,61 @@ def read_queries(path: Path, *, query_column: str = "query") -> list[str]:
         msg = f"{name} holds no query"
         raise DatasetError(msg)
     return queries
+
+
+def read_pairs(
+    path: Path,
+    *,
+    file_format: Format | None = None,
+    query_column: str = "query",
+    text_column: str | None = None,
+    label_column: str = "label",
+) -> list[JudgedPair]:
+    """Read judged pairs: a query, a document and a label in each record.
+
+    A label is a number (relevant from 1 on), true or false.
+
+    Raises:
+        DatasetError: The file is not UTF-8, a line of it is malformed, a query or a document is
+            blank, a label is none of these, or there is no pair.
+        InvalidRequestError: The file cannot be read or holds plain lines; a column is not there.
+    """
+    name = _name(path)
+    file_format = file_format or guess_format(path)
+    if file_format is Format.LINES:
+        msg = (
+            f"{name} is read as plain lines, but pairs are records: add --format jsonl, csv or tsv"
+        )
+        raise InvalidRequestError(msg)
+    records = list(_PARSERS[file_format](_read_utf8(path), name))
+    if not records:
+        msg = f"{name} holds no pair"
+        raise DatasetError(msg)
+    columns = _columns(records)
+    text_column = _choose_text_column(columns, text_column, name)
+    _check_column(columns, query_column, "--query-column", name)
+    _check_column(columns, label_column, "--label-column", name)
+    pairs = []
+    for record in records:
+        query, text = (_text_of(record, column, name) for column in (query_column, text_column))
+        if not query or not query.strip() or not text or not text.strip():
+            msg = f"{name} line {record.line}: a judged pair needs a query and a document with text"
+            raise DatasetError(msg)
+        label = _label_of(record, label_column, name)
+        pairs.append(JudgedPair(query=query, text=text, is_relevant=label))
+    return pairs
+
+
+def _label_of(record: _Record, column: str, name: str) -> bool:
+    value = record.fields.get(column)
+    word = str(value).strip().lower()
+    if word in _LABEL_WORDS:
+        return _LABEL_WORDS[word]
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(word)):
+            return number >= 1
+    msg = f"{name} line {record.line}: the label {value!r} is neither a number nor true or false"
+    raise DatasetError(msg)
 
 
 def _name(path: Path) -> str:

@@ -121,6 +121,15 @@ def rerank(
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     score_space: ScoreSpaceOption = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="For calibrated scores: a file that `sie calibrate` wrote.",
+            show_default="the one kept under the model's name",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     instruction: InstructionOption = None,
     max_length: MaxLengthOption = None,
     base_url: BaseUrlOption = None,
@@ -171,6 +180,7 @@ def rerank(
         wait_for_capacity=wait_for_capacity,
         instruction=instruction,
         score_space=score_space,
+        calibration=calibration,
         timeout=timeout,
         device=device,
         mode=mode,

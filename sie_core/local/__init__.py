@@ -12,7 +12,7 @@ from sie_core.errors import MissingDependencyError
 try:
     from sie_core.local.async_client import LocalAsyncClient
     from sie_core.local.client import LocalClient
-    from sie_core.local.registry import release
+    from sie_core.local.registry import release, swap
 except ModuleNotFoundError as exc:
     if exc.name is None or exc.name.partition(".")[0] == "sie_core":
         raise
@@ -22,4 +22,4 @@ except ModuleNotFoundError as exc:
     )
     raise MissingDependencyError(msg) from exc
 
-__all__ = ["LocalAsyncClient", "LocalClient", "release"]
+__all__ = ["LocalAsyncClient", "LocalClient", "release", "swap"]

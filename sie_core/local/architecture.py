@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 from sie_core.errors import ModelLoadError, UnsupportedModelError
 from sie_core.local.tokenization import read_tokenizer_config
 from sie_core.models.checkpoint import CONFIG
+from sie_core.models.recognition import count_labels
 from sie_core.models.sources import ModelFiles
 from sie_core.types import ScoreSpace
 
@@ -62,7 +63,9 @@ _SCORE_SPACES: dict[str, ScoreSpace] = {
     "torch.nn.Sigmoid": "probability",
 }
 
-_MAX_LABELS = 2
+_ROTARY_BASE = 10_000.0
+"""The base of rotary frequencies where a configuration names none."""
+
 _UNSET_MODEL_MAX_LENGTH = 10**9
 """transformers writes a huge number where a tokenizer names no maximum."""
 
@@ -109,7 +112,7 @@ _DEFAULTS: dict[ModelType, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryLayer:
-    """How one layer of a ModernBERT attends.
+    """How one layer with rotary positions attends.
 
     Attributes:
         window: A token sees those at most this far away on either side; None for all.
@@ -122,7 +125,7 @@ class RotaryLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """The shape of one sequence classifier, and how its scores are meant.
+    """The shape of one encoder or sequence classifier, and how a classifier's scores are meant.
 
     Attributes:
         model_type: `bert`, `roberta`, `xlm-roberta` or `modernbert`.
@@ -133,14 +136,17 @@ class Architecture:
         intermediate_size: Width of the feed-forward part (of each half of it, for ModernBERT).
         hidden_act: The feed-forward activation.
         layer_norm_eps: Added to the variance in every LayerNorm.
-        max_positions: Rows of the position embedding; positions that ModernBERT was trained for.
-        position_offset: The position of the first token: 0, or behind the padding's for RoBERTa.
+        max_positions: Rows of the position embedding; where positions are rotary, those that the
+            model was trained for.
+        position_offset: The position of the first token: 0, or behind the padding's where RoBERTa
+            has a table of them.
         type_vocab_size: Rows of the token type embedding; 0 where there is none.
         pad_token_id: The padding token.
-        num_labels: 1, or 2 of which the second means relevant.
+        num_labels: 1, or 2 of which the second means relevant; 0 for an encoder.
         max_length: The most tokens of a pair: what the tokenizer names and the positions allow.
         score_space: What the model's own configuration says its scores are.
-        rotary_layers: One for each layer of a ModernBERT; empty for the others.
+        rotary_layers: One for each layer, where positions are rotary (ModernBERT's and those of
+            some of Jina's); empty where a table gives them.
         norm_bias: Whether LayerNorms have a bias; always so but for ModernBERT.
         attention_bias: The same for the attention's linear layers.
         mlp_bias: The same for the feed-forward's.
@@ -185,8 +191,12 @@ class Architecture:
         return 2 * self.num_layers * self.hidden_size * weights
 
     @classmethod
-    def read(cls, files: ModelFiles) -> Architecture:
+    def read(cls, files: ModelFiles, *, is_classifier: bool = True) -> Architecture:
         """Read config.json, and beside it what bounds the length and what the scores are.
+
+        Args:
+            files: The model's folder.
+            is_classifier: Whether a head is read too; an encoder has no labels to speak of.
 
         Raises:
             UnsupportedModelError: There is no forward pass for such a model; the message says
@@ -194,20 +204,21 @@ class Architecture:
             ModelLoadError: config.json cannot be read, or its numbers make no sense.
         """
         config = _read_config(files)
-        num_labels = _read_num_labels(config)
+        num_labels = count_labels(config.content) if is_classifier else 0
         try:
             sizes = _read_sizes(config)
             fields = _read_modernbert(config) if config.model_type == "modernbert" else {}
+            if _is_rotary_xlmr(config):
+                fields = _read_rotary_xlmr(config, sizes)
         except (KeyError, TypeError, ValueError) as exc:
             msg = f"config.json of {files.name} in {files.folder} could not be read: {exc!r}"
             raise ModelLoadError(msg) from exc
         return cls(
-            **sizes,
-            **fields,
+            **(sizes | fields),
             model_type=config.model_type,
             num_labels=num_labels,
-            max_length=_read_max_length(sizes, files.folder),
-            score_space=_read_score_space(config, files.folder),
+            max_length=_read_max_length(sizes | fields, files.folder),
+            score_space=_read_score_space(config, files.folder) if is_classifier else "raw",
         )
 
 
@@ -259,40 +270,22 @@ def _read_config(files: ModelFiles) -> _Config:
         raise ModelLoadError(msg) from exc
     if model_type not in get_args(ModelType):
         msg = (
-            f"{files.name} has the architecture {model_type!r}; this engine scores with "
-            f"sequence classifiers of the types {', '.join(get_args(ModelType))}"
+            f"{files.name} has the architecture {model_type!r}; this engine computes "
+            f"encoders and sequence classifiers of the types {', '.join(get_args(ModelType))}"
         )
         raise UnsupportedModelError(msg)
     if content.get("is_decoder"):
-        msg = f"{files.name} is a decoder (is_decoder in its config.json), not a classifier"
+        msg = f"{files.name} is a decoder (is_decoder in its config.json), not an encoder"
         raise UnsupportedModelError(msg)
     positions = content.get("position_embedding_type") or "absolute"
-    if model_type != "modernbert" and positions != "absolute":
+    known = {"absolute", "rotary"} if model_type == "xlm-roberta" else {"absolute"}
+    if model_type != "modernbert" and positions not in known:
         msg = (
             f"the position_embedding_type of {files.name} is {positions!r}; this engine computes "
-            "'absolute'"
+            f"{', '.join(map(repr, sorted(known)))}"
         )
         raise UnsupportedModelError(msg)
     return _Config(model_type, content)
-
-
-def _read_num_labels(config: _Config) -> int:
-    """Return the number of labels, 1 or 2.
-
-    Raises:
-        UnsupportedModelError: More labels: there is no one number to order by.
-    """
-    labels = config.get("id2label")
-    if labels is None:
-        num_labels = config.get("num_labels") or _MAX_LABELS  # what transformers leaves unsaid
-        labels = {i: f"LABEL_{i}" for i in range(num_labels)}
-    if len(labels) not in {1, _MAX_LABELS}:
-        msg = (
-            f"the model has {len(labels)} labels ({', '.join(labels.values())}); a "
-            "reranker has one score, or two labels of which the second means relevant"
-        )
-        raise UnsupportedModelError(msg)
-    return len(labels)
 
 
 def _read_sizes(config: _Config) -> dict[str, Any]:
@@ -317,6 +310,25 @@ def _read_sizes(config: _Config) -> dict[str, Any]:
         msg = "hidden_size {hidden_size} is no multiple of {num_heads} heads".format_map(sizes)
         raise ValueError(msg)
     return sizes
+
+
+def _is_rotary_xlmr(config: _Config) -> bool:
+    is_rotary = config.get("position_embedding_type") == "rotary"
+    return is_rotary and config.model_type == "xlm-roberta"
+
+
+def _read_rotary_xlmr(config: _Config, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Jina's XLM-RoBERTa has in place of a table of positions.
+
+    Its max_position_embeddings still counts those that a table has before a text's first token.
+    """
+    base = config.get("rotary_emb_base")
+    layer = RotaryLayer(window=None, theta=_ROTARY_BASE if base is None else float(base))
+    return {
+        "rotary_layers": (layer,) * sizes["num_layers"],
+        "max_positions": sizes["max_positions"] - sizes["position_offset"],
+        "position_offset": 0,
+    }
 
 
 def _read_modernbert(config: _Config) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self, TypeVar, overload
 
 from sie_core.deadline import Deadline
@@ -12,7 +13,6 @@ from sie_core.local.client import (
     doing,
     to_encode_results,
     to_score_result,
-    warm_up_workers,
 )
 from sie_core.local.model import Job
 from sie_core.local.registry import LoadedModel
@@ -57,9 +57,15 @@ class LocalAsyncClient:
         request = check_score_request(model, query, items, instruction, options)
         deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
-        job = await asyncio.to_thread(loaded.model.score_job, request)
-        outputs = await self._run(loaded, job, request, deadline)
-        return to_score_result(request, job, outputs, loaded.model)
+        with loaded.calls:
+            loading = self._client.load_adapter(loaded, request)
+            if loading is not None:  # shielded, because it is shared
+                what = f"loading the adapter {request.lora}"
+                shielded = asyncio.shield(asyncio.wrap_future(loading))
+                request = replace(request, adapter=await _wait(shielded, deadline, what))
+            job = await asyncio.to_thread(loaded.model.score_job, request)
+            outputs = await self._run(loaded, job, request, deadline)
+        return await asyncio.to_thread(to_score_result, request, job, outputs, loaded.model)
 
     @overload
     async def encode(
@@ -117,17 +123,29 @@ class LocalAsyncClient:
         )
         deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
-        job = await asyncio.to_thread(loaded.model.encode_job, request)
-        outputs = await self._run(loaded, job, request, deadline)
-        results = to_encode_results(request, job, outputs, loaded.model)
+        with loaded.calls:
+            job = await asyncio.to_thread(loaded.model.encode_job, request)
+            outputs = await self._run(loaded, job, request, deadline)
+        results = await asyncio.to_thread(to_encode_results, request, job, outputs, loaded.model)
         return results[0] if request.is_single else results
 
     async def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
         """Do what `LocalClient.warm_up` does."""
         deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
-        for running in warm_up_workers(loaded):
+        for running in loaded.warm_up():
             await _wait(asyncio.wrap_future(running), deadline, f"warming up {model}")
+
+    async def swap(self, name: str, new: str) -> int:
+        """Do what `LocalClient.swap` does."""
+        return await asyncio.to_thread(self._client.swap, name, new)
+
+    async def load_lora(
+        self, model: str, lora: str, *, timeout_seconds: float | None = None
+    ) -> None:
+        """Do what `LocalClient.load_lora` does."""
+        load = self._client.load_lora
+        await asyncio.to_thread(load, model, lora, timeout_seconds=timeout_seconds)
 
     async def close(self) -> None:
         """Unload the models that no other client holds. May be called twice."""

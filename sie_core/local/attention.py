@@ -84,7 +84,8 @@ class _Group:
         rows: Their rows, all of them.
         count: How many sequences.
         length: Rows of each.
-        is_token: Which rows are tokens and which padding; [count, length]. None if all are tokens.
+        is_token: Which rows are seen, as padding and a few tokens are not; [count, length]. None if
+            all are.
     """
 
     members: slice
@@ -189,10 +190,10 @@ def _find_groups(batch: PackedBatch, device: torch.device) -> Iterator[_Group]:
     first = 0
     for length, members in itertools.groupby(sizes.tolist()):
         count = sum(1 for _ in members)
-        lengths = batch.lengths[first : first + count]
+        num_seen = batch.num_seen[first : first + count]
         is_token = None
-        if lengths.min() < length:
-            is_token = torch.from_numpy(np.arange(length) < lengths[:, None]).to(device)
+        if num_seen.min() < length:
+            is_token = torch.from_numpy(np.arange(length) < num_seen[:, None]).to(device)
         begin = int(batch.cu_seqlens[first])
         yield _Group(
             members=slice(first, first + count),
@@ -215,12 +216,17 @@ def _make_bias(
     distances = (rows[:, None] - rows).abs()
     is_seen = distances <= window
     if is_token is not None:
-        is_seen = (is_seen & is_token) | (distances == 0)  # padding sees itself: see `_to_bias`
+        is_seen = _never_blind(is_seen & is_token, distances == 0)
     return _to_bias(is_seen, dtype)
 
 
+def _never_blind(is_seen: torch.Tensor, is_self: torch.Tensor) -> torch.Tensor:
+    """Let rows that would see nothing see themselves: a softmax of nothing makes NaN."""
+    return is_seen | (is_self & ~is_seen.any(-1, keepdim=True))
+
+
 def _to_bias(is_seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return 0 where something is seen and -inf elsewhere; nowhere all -inf, which makes NaN."""
+    """Return 0 where something is seen and -inf elsewhere; no row may see nothing."""
     return torch.zeros_like(is_seen, dtype=dtype).masked_fill_(~is_seen, -math.inf)
 
 
@@ -260,8 +266,7 @@ def _attend_in_blocks(
         is_token = query.new_ones((1, length), dtype=torch.bool)
     is_key = nn.functional.pad(is_token, (window, window + behind)).unfold(1, span, block)
     is_near = (rows - keys).abs() <= window
-    # Rows behind the last token see themselves: see `_to_bias`.
-    is_seen = (is_near & is_key[:, :, None, :]) | (rows == keys)
+    is_seen = _never_blind(is_near & is_key[:, :, None, :], rows == keys)
     bias = _to_bias(is_seen, query.dtype).expand(count, -1, -1, -1).flatten(0, 1)[:, None]
     attended = nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2).flatten(0, 1), blocks_of_keys(key), blocks_of_keys(value), attn_mask=bias

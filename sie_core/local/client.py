@@ -7,19 +7,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 import torch
 
 from sie_core.deadline import Deadline, check_timeout_seconds
-from sie_core.errors import ClientClosedError, InferenceError
+from sie_core.errors import ClientClosedError, InferenceError, InvalidRequestError
 from sie_core.local import families
-from sie_core.local.device import choose
-from sie_core.local.model import BatchRunner, Job, Model
+from sie_core.local.adapters import AdapterStore
+from sie_core.local.device import Execution, check_at_least_1, choose
+from sie_core.local.lora import Adapter
+from sie_core.local.memory import estimate_bytes, stamp_weights
+from sie_core.local.model import BatchRunner, Job, Model, TakesAdapters
 from sie_core.local.openmp import limit_this_thread
-from sie_core.local.registry import REGISTRY, LoadedModel, ModelKey
+from sie_core.local.registry import REGISTRY, Limits, LoadedModel, ModelKey
 from sie_core.local.requests import (
     EncodeRequest,
     ScoreRequest,
@@ -59,6 +62,13 @@ class LocalClient:
         token_cache_bytes: Bound on the token ids of documents that are kept for each model, so that
             the same documents need no tokenising again; 0 keeps none. All who use the model
             share them; who names a size sets it. None leaves it as it is, 16 MiB at first.
+        max_loras: LoRA adapters kept for each model, the least recently used leaving first. All
+            who use the model share them; who names a number sets it. None leaves it as it is, 8
+            at first.
+        max_loaded_models: Models that this process keeps loaded; for another one the least recently
+            used leaves. Of all open clients' bounds the smallest holds. None for no bound.
+        memory_budget_bytes: The same for the weights of all loaded models together. A model that
+            alone takes more is refused with ResourceExhaustedError.
         timeout_seconds: Bound on one whole call, loading included; None waits.
         revision: Branch, tag or commit of models on the hub.
         token: Hub token for gated models.
@@ -79,6 +89,9 @@ class LocalClient:
         max_batch_tokens: int | None = None,
         max_queued_tokens: int | None = None,
         token_cache_bytes: int | None = None,
+        max_loras: int | None = None,
+        max_loaded_models: int | None = None,
+        memory_budget_bytes: int | None = None,
         timeout_seconds: float | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -95,6 +108,9 @@ class LocalClient:
             max_batch_tokens=max_batch_tokens,
             max_queued_tokens=max_queued_tokens,
             token_cache_bytes=token_cache_bytes,
+            max_loras=max_loras,
+            max_loaded_models=max_loaded_models,
+            memory_budget_bytes=memory_budget_bytes,
         )
         self._sources = SourceSettings(
             cache_dir=None if cache_dir is None else Path(cache_dir),
@@ -120,10 +136,12 @@ class LocalClient:
         Args:
             model: Name or folder.
             query: `Item(text=…)`; its id, if any, comes back as `query_id`.
-            items: `Item(id=…, text=…)`; those without an id come back as `item-N`.
-            instruction: Put before the query, with a space between.
+            items: `Item(id=…, text=…)`; those without an id come back as `item-N`. Late-interaction
+                models also take `Item(multivector=…)`, as the query too: what `encode` gave.
+            instruction: For models whose prompt has a place for one: stands there, instead of the
+                model's own. For others: put before the query, with a space between.
             options: `max_length` (tokens per pair), `score_space` (`raw` or `probability`),
-                `batch_size` (pairs per forward pass).
+                `batch_size` (pairs per forward pass), `lora` (name or folder of an adapter).
             gpu: Taken so that the call is the same as a remote client's; without meaning here.
             timeout_seconds: Instead of the client's, for this call.
 
@@ -141,8 +159,13 @@ class LocalClient:
         request = check_score_request(model, query, items, instruction, options)
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
-        job = loaded.model.score_job(request)
-        outputs = self._run(loaded, job, request, deadline)
+        with loaded.calls:
+            loading = self.load_adapter(loaded, request)
+            if loading is not None:
+                adapter = _wait(loading, deadline, f"loading the adapter {request.lora}")
+                request = replace(request, adapter=adapter)
+            job = loaded.model.score_job(request)
+            outputs = self._run(loaded, job, request, deadline)
         return to_score_result(request, job, outputs, loaded.model)
 
     @overload
@@ -194,7 +217,7 @@ class LocalClient:
             model: Name or folder.
             items: One `Item(text=…)`, or a list of them.
             output_types: `dense`, `multivector`; None means the model's own.
-            instruction: For models trained with instructions.
+            instruction: Put before each text, behind the model's own prompt, with a space between.
             output_dtype: `float32` or `float16`; None means float32.
             is_query: Whether the texts are queries, where the model tells them from documents.
             options: `max_length` (tokens per text), `batch_size` (texts per forward pass).
@@ -221,8 +244,9 @@ class LocalClient:
         )
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
-        job = loaded.model.encode_job(request)
-        outputs = self._run(loaded, job, request, deadline)
+        with loaded.calls:
+            job = loaded.model.encode_job(request)
+            outputs = self._run(loaded, job, request, deadline)
         results = to_encode_results(request, job, outputs, loaded.model)
         return results[0] if request.is_single else results
 
@@ -230,7 +254,7 @@ class LocalClient:
         """Fetch and load `model` now, and run it once in every worker: the first call need not."""
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
-        for running in warm_up_workers(loaded):
+        for running in loaded.warm_up():
             _wait(running, deadline, f"warming up {model}")
 
     def describe(self) -> str:
@@ -245,6 +269,65 @@ class LocalClient:
     def release(self, model: str | None = None) -> int:
         """Unload a model from this process, whoever uses it; see `sie_core.local.release`."""
         return REGISTRY.release(None if model is None else model_key_name(model))
+
+    def swap(self, name: str, new: str) -> int:
+        """Let `name` mean the weights of `new` from now on, for everyone in this process.
+
+        They are loaded and run once beside the old ones, which serve meanwhile. Calls under way
+        finish on the old weights, the next ones use the new ones, and no call uses both; then the
+        old memory is given back. Write new weights to a new folder: files that are mapped must not
+        be written to (renaming new ones into their place is fine).
+
+        Args:
+            name: The name by which the model is and will be used.
+            new: A model's name or folder.
+
+        Returns:
+            How many loaded models were replaced: one for each device and number format.
+
+        Raises:
+            SIEError: `new` could not be loaded, or did not run; the old weights serve on.
+        """
+        self._check_open()
+        key = self._key(name)
+        return REGISTRY.swap(key.model, new, also=(key, self._loader(name), self))
+
+    def load_lora(self, model: str, lora: str, *, timeout_seconds: float | None = None) -> None:
+        """Load an adapter onto a model now, so that the first call with it need not.
+
+        Args:
+            model: Name or folder; it is loaded too, if it is not yet.
+            lora: Name or folder of the adapter.
+            timeout_seconds: Instead of the client's, for this call.
+
+        Raises:
+            InvalidRequestError: The model takes no adapters.
+            ModelError: The adapter could not be found, is unsupported, or does not fit the model.
+        """
+        request = check_score_request(model, Item(text=""), [], None, {"lora": lora})
+        deadline = self.deadline(timeout_seconds)
+        loaded = _wait(self.load(model), deadline, f"loading {model}")
+        with loaded.calls:
+            loading = self.load_adapter(loaded, request)
+            if loading is not None:
+                _wait(loading, deadline, f"loading the adapter {lora}")
+
+    def loras(self, model: str) -> dict[str, int]:
+        """Return the adapters that are loaded onto a model, and the bytes of each."""
+        return {
+            name: num_bytes
+            for store in self._adapter_stores(model)
+            for name, num_bytes in store.loaded().items()
+        }
+
+    def unload_lora(self, model: str, lora: str | None = None) -> int:
+        """Unload an adapter from a model, or all of them; calls under way finish with it.
+
+        Returns:
+            How many were unloaded.
+        """
+        name = None if lora is None else adapter_key_name(lora)
+        return sum(store.unload(name) for store in self._adapter_stores(model))
 
     def close(self) -> None:
         """Unload the models that no other client holds. May be called twice."""
@@ -290,8 +373,17 @@ class LocalClient:
     def _settle(self) -> None:
         if self._engine.token_cache_bytes is not None:
             check_token_cache_bytes(self._engine.token_cache_bytes)
+        limits = Limits(
+            max_loaded_models=_at_least_1(self._engine.max_loaded_models, "max_loaded_models"),
+            memory_budget_bytes=_at_least_1(
+                self._engine.memory_budget_bytes, "memory_budget_bytes"
+            ),
+        )
+        _at_least_1(self._engine.max_loras, "max_loras")
         self._execution = choose(self._engine)
         self._is_closed = False
+        if limits != Limits():
+            REGISTRY.limit(self, limits)
 
     def deadline(self, timeout_seconds: float | None) -> Deadline:
         """Start the clock of one call."""
@@ -299,20 +391,36 @@ class LocalClient:
 
     def load(self, model: str) -> Future[LoadedModel]:
         """Return the shared future of the loaded model, held until `close`."""
-        if self._is_closed:
-            msg = "this client is closed; make a new one"
-            raise ClientClosedError(msg)
-        key = ModelKey(
-            model=model_key_name(model),
-            revision=self._sources.revision,
-            devices=self._execution.devices,
-            dtype=self._execution.dtype,
-            num_workers=self._execution.num_workers,
+        self._check_open()
+        loader = self._loader(model)
+        loading = REGISTRY.acquire(
+            self._key(model), loader, holder=self, estimate=loader.estimate_bytes
         )
-        loading = REGISTRY.acquire(key, lambda: self._make(model), holder=self)
         if self._engine.token_cache_bytes is not None:
             loading.add_done_callback(self._resize_token_cache)
         return loading
+
+    def load_adapter(self, loaded: LoadedModel, request: ScoreRequest) -> Future[Adapter] | None:
+        """Return the shared future of the adapter that a request names; None if it names none.
+
+        Raises:
+            InvalidRequestError: The model takes no adapters.
+        """
+        if request.lora is None:
+            return None
+        if not isinstance(loaded.model, TakesAdapters):
+            msg = (
+                f"lora={request.lora!r} was asked for, but {request.model} takes no adapters; "
+                "cross-encoders do"
+            )
+            raise InvalidRequestError(msg)
+        store, lora = loaded.model.adapters, request.lora
+        if self._engine.max_loras is not None:
+            store.resize(self._engine.max_loras)
+        settings = self._sources
+        return store.acquire(
+            adapter_key_name(lora), lambda: sources.resolve_adapter(lora, settings)
+        )
 
     def submit(
         self, loaded: LoadedModel, job: Job[Any], request: ScoreRequest | EncodeRequest
@@ -347,14 +455,54 @@ class LocalClient:
         if max_bytes is not None and loading.exception() is None:
             loading.result().model.resize_token_cache(max_bytes)
 
-    def _make(self, model: str) -> LoadedModel:
-        execution, files = self._execution, sources.resolve(model, self._sources)
+    def _check_open(self) -> None:
+        if self._is_closed:
+            msg = "this client is closed; make a new one"
+            raise ClientClosedError(msg)
+
+    def _key(self, model: str) -> ModelKey:
+        return ModelKey(
+            model=model_key_name(model),
+            revision=self._sources.revision,
+            devices=self._execution.devices,
+            dtype=self._execution.dtype,
+            num_workers=self._execution.num_workers,
+            is_dtype_named=self._engine.dtype == "float16",
+        )
+
+    def _loader(self, model: str) -> _Loader:
+        is_dtype_named = self._engine.dtype is not None
+        return _Loader(model, self._execution, self._sources, is_dtype_named)
+
+    def _adapter_stores(self, model: str) -> list[AdapterStore]:
+        """Return where the adapters of this client's loaded model are; of none if it is not."""
+        loaded = REGISTRY.loaded().get(self._key(model))
+        if loaded is None or not isinstance(loaded.model, TakesAdapters):
+            return []
+        return [loaded.model.adapters]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Loads a model by its name, or other weights in its place; holds no client."""
+
+    model: str
+    execution: Execution
+    settings: SourceSettings
+    is_dtype_named: bool
+
+    def __call__(self, source: str | None = None) -> LoadedModel:
+        """See `registry.Load`."""
+        execution, files = self.execution, self._resolve(source)
+        if not self.is_dtype_named:
+            execution = families.suit(execution, files)
+        stamps = stamp_weights(files.folder)  # before reading: what is changed later shows
         models = [
             families.load(
                 files,
                 device=device,
                 dtype=execution.dtype,
-                allow_pickle=self._sources.allow_pickle,
+                allow_pickle=self.settings.allow_pickle,
             )
             for device in execution.devices
         ]
@@ -362,9 +510,34 @@ class LocalClient:
         if execution.devices[0].type == "cpu":
             open_workers = [_on_one_thread(open_workers[0])] * execution.num_workers
         description = f"{execution.describe()}, computed by {models[0].computed_by}"
-        _logger.info("%s runs %s", model, description)
-        scheduler = Scheduler(open_workers, name=model, min_batch_tokens=execution.min_batch_tokens)
-        return LoadedModel(models[0], scheduler, description)
+        _logger.info("%s runs %s", source or self.model, description)
+        scheduler = Scheduler(
+            open_workers, name=self.model, min_batch_tokens=execution.min_batch_tokens
+        )
+        return LoadedModel(
+            models[0],
+            scheduler,
+            description,
+            copies=tuple(models[1:]),
+            estimated_bytes=self._estimate_bytes(files),
+            stamps=stamps,
+        )
+
+    def estimate_bytes(self, source: str | None = None) -> int:
+        """Tell from the files what the model will hold, on all devices together."""
+        return self._estimate_bytes(self._resolve(source))
+
+    def _estimate_bytes(self, files: sources.ModelFiles) -> int:
+        return len(self.execution.devices) * estimate_bytes(files.folder, self.execution.dtype)
+
+    def _resolve(self, source: str | None) -> sources.ModelFiles:
+        if source is None:
+            return sources.resolve(self.model, self.settings)
+        return sources.resolve(source, replace(self.settings, revision=None))
+
+
+def _at_least_1(number: int | None, name: str) -> int | None:
+    return None if number is None else check_at_least_1(number, name)
 
 
 def _on_one_thread(open_worker: Callable[[], BatchRunner]) -> Callable[[], BatchRunner]:
@@ -377,11 +550,6 @@ def _on_one_thread(open_worker: Callable[[], BatchRunner]) -> Callable[[], Batch
     return limit_and_open
 
 
-def warm_up_workers(loaded: LoadedModel) -> list[Future[list[Any]]]:
-    """Let every worker of a model run once."""
-    return loaded.scheduler.warm_up(loaded.model.warm_up_sequences())
-
-
 def model_key_name(model: str) -> str:
     """Return one name per model: a folder's full path, or the catalogue's spelling."""
     path = Path(model).expanduser()
@@ -389,6 +557,12 @@ def model_key_name(model: str) -> str:
         return str(path.resolve())
     spec = catalog.find(model)
     return model if spec is None else spec.name
+
+
+def adapter_key_name(lora: str) -> str:
+    """Return one name per adapter: a folder's full path, or its name on the hub."""
+    path = Path(lora).expanduser()
+    return str(path.resolve()) if path.is_dir() else lora.strip()
 
 
 def to_score_result(

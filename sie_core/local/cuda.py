@@ -15,6 +15,7 @@ import torch
 
 from sie_core.local.architecture import Architecture
 from sie_core.local.attention import VarlenKernel
+from sie_core.local.causal_attention import CausalKernel
 
 _MIN_CAPABILITY = (8, 0)
 """Flash attention needs an Ampere or later; older GPUs take the grouped way."""
@@ -31,18 +32,21 @@ def find_varlen_kernel(
 
     torch's own comes first, then that of the flash-attn package. Neither computes in float32.
     """
-    has_shape = (
-        architecture.head_size <= _MAX_HEAD_SIZE and architecture.head_size % _HEAD_SIZE_STEP == 0
-    )
-    if (
-        device.type != "cuda"
-        or dtype not in _HALF_DTYPES
-        or not has_shape
-        or torch.cuda.get_device_capability(device) < _MIN_CAPABILITY
-    ):
+    if not _has_kernels(device, dtype, architecture.head_size):
         return None
     has_windows = any(layer.window is not None for layer in architecture.rotary_layers)
     return _torch_kernel(needs_windows=has_windows) or _flash_attn_kernel()
+
+
+def _has_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Return whether flash attention runs on a device, in a format, for heads of a size."""
+    return (
+        device.type == "cuda"
+        and dtype in _HALF_DTYPES
+        and head_size <= _MAX_HEAD_SIZE
+        and head_size % _HEAD_SIZE_STEP == 0
+        and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
+    )
 
 
 def _torch_kernel(*, needs_windows: bool) -> VarlenKernel | None:
@@ -73,6 +77,42 @@ def _adapted(function: Callable[..., torch.Tensor], *, has_windows: bool) -> Var
         window: int | None,
     ) -> torch.Tensor:
         options = {"window_size": _both_sides(window)} if has_windows else {}
+        return function(query, key, value, *cu_seqlens, *max_lengths, **options)
+
+    return attend
+
+
+def find_causal_kernel(
+    device: torch.device, dtype: torch.dtype, head_size: int
+) -> CausalKernel | None:
+    """Return a causal attention kernel for sequences of various lengths, if there is one.
+
+    The same kernels, of torch from 2.11 on or of flash-attn; the last query of a sequence sees all
+    its keys, of which there may be more than queries.
+    """
+    if not _has_kernels(device, dtype, head_size):
+        return None
+    module = _import("torch.nn.attention.varlen")
+    known = {} if module is None else inspect.signature(module.varlen_attn).parameters
+    if "window_size" in known and "enable_gqa" in known:
+        return _causal(module.varlen_attn, {"window_size": _BEHIND, "enable_gqa": True})
+    module = _import("flash_attn")
+    return None if module is None else _causal(module.flash_attn_varlen_func, {"causal": True})
+
+
+_BEHIND = (-1, 0)
+"""All keys before a query, and none after it."""
+
+
+def _causal(function: Callable[..., torch.Tensor], options: dict[str, Any]) -> CausalKernel:
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        cu_seqlens: tuple[torch.Tensor, torch.Tensor],
+        max_lengths: tuple[int, int],
+    ) -> torch.Tensor:
         return function(query, key, value, *cu_seqlens, *max_lengths, **options)
 
     return attend

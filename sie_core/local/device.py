@@ -30,6 +30,9 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _PROBE_GAIN = 1.2
 """bfloat16 must be this much faster than float32 to be worth its rounding."""
 
+_KERNELS_BELOW_AMX = ("avx512", "avx2")
+"""What `SIE_MAX_CPU_ISA` names without AMX; `none` leaves it to torch, and oneDNN's own bound."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
@@ -197,6 +200,9 @@ def fast_dtype(device: torch.device) -> Verdict:
         return Verdict(torch.float16, "GPUs are fastest in it")
     if device.type != "cpu":
         return Verdict(None, f"{device.type} has no fast mode here")
+    kernels_isa = os.environ.get("SIE_MAX_CPU_ISA", "")
+    if kernels_isa.lower() in _KERNELS_BELOW_AMX:
+        return Verdict(None, f"SIE_MAX_CPU_ISA={kernels_isa} hides AMX")
     max_isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
     return _fast_dtype_on_cpu(max_isa)
 

@@ -7,21 +7,26 @@ of pairs to their logits with buffers of its own; several may run at once, in a 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from sie_core.errors import UnsupportedModelError
 from sie_core.local import bert, modernbert, native
+from sie_core.local.adapters import AdapterStore
 from sie_core.local.architecture import Architecture
 from sie_core.local.attention import VarlenKernel
 from sie_core.local.cuda import CudaRuntime, find_varlen_kernel
 from sie_core.local.layers import Placement
+from sie_core.local.lora import AdaptableClassifier, AdaptedPair, Adapter, AdapterWorker
+from sie_core.local.memory import count_bytes
 from sie_core.local.model import Job
-from sie_core.local.requests import EncodeRequest, ScoreRequest
+from sie_core.local.requests import EncodeRequest, ScoreRequest, with_instruction
 from sie_core.local.tokenization import Pair, PairTokenizer
-from sie_core.local.weights import Weights
-from sie_core.local.worker import Classifier, GroupedWorker, VarlenWorker, Worker, choose_rounding
+from sie_core.local.weights import Shapes, Weights
+from sie_core.local.worker import GroupedWorker, VarlenWorker, Worker, choose_rounding
 from sie_core.models.sources import ModelFiles
 from sie_core.types import EncodeResult, ScoreSpace
 
@@ -35,19 +40,23 @@ class PairEncoder:
     Attributes:
         architecture: The model's shape.
         tokenizer: Makes the pairs.
+        adapters: The LoRA adapters that are loaded onto it.
     """
 
     def __init__(
         self,
-        classifier: Classifier | native.NativeClassifier,
+        classifier: AdaptableClassifier | native.NativeClassifier,
         tokenizer: PairTokenizer,
-        architecture: Architecture,
+        weights: Weights,
         placement: Placement,
+        architecture: Architecture,
     ) -> None:
         self.architecture = architecture
         self.tokenizer = tokenizer
         self._placement = placement
         self._classifier = classifier
+        self._twin = _TorchTwin(classifier, weights, architecture, placement)
+        self.adapters = AdapterStore(self._twin.read_adapter)
         self._worker: Worker | None = None
 
     @classmethod
@@ -69,7 +78,9 @@ class PairEncoder:
         weights = Weights.open(files, allow_pickle=allow_pickle)
         placement = Placement(device, dtype)
         classifier = load_classifier(architecture, weights, placement)
-        return cls(classifier, PairTokenizer.load(files.folder), architecture, placement)
+        tokenizer = PairTokenizer.load(files.folder)
+        # A mapping of which nothing has been read: it takes no memory, and outlasts its file.
+        return cls(classifier, tokenizer, weights.reopen(), placement, architecture)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,12 +104,31 @@ class PairEncoder:
             return f"{self._classifier.kernels} kernels"
         return "torch" if self._find_varlen_kernel() is None else "torch, by cumulative lengths"
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of weights in memory, of adapters and what they need as well."""
+        classifier = self._classifier
+        if isinstance(classifier, native.NativeClassifier):
+            own = classifier.num_bytes
+        else:
+            own = count_bytes(classifier)
+        return own + self._twin.num_bytes + self.adapters.num_bytes
+
     def open_worker(self) -> Worker:
         """Return a function that scores batches, with buffers of its own.
 
         It may be called from any thread, but from one at a time. Weights are shared between
         workers.
         """
+        return AdapterWorker(
+            self._open_own_worker(),
+            self._twin.classifier,
+            self.architecture,
+            self._placement,
+            self._find_varlen_kernel(),
+        )
+
+    def _open_own_worker(self) -> Worker:
         if isinstance(self._classifier, native.NativeClassifier):
             return native.NativeWorker(self._classifier)
         device, kernel = self._placement.device, self._find_varlen_kernel()
@@ -117,12 +147,12 @@ class PairEncoder:
         tokenizer, max_length = self.tokenizer, request.max_length
         if max_length is not None:
             tokenizer.check_max_length(max_length, self.max_length)
-        texts = [item["text"] for item in request.items]
+        texts = request.texts
         position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        query = request.query["text"]
-        if request.instruction:
-            query = f"{request.instruction} {query}"
+        query = with_instruction(request.instruction, request.query_text)
         pairs = tokenizer.encode_pairs(query, list(position_of), max_length or self.max_length)
+        if request.adapter is not None:
+            pairs = [AdaptedPair.of(pair, request.adapter) for pair in pairs]
         pair_of = [position_of[text] for text in texts]
         return Job(
             sequences=pairs,
@@ -154,6 +184,8 @@ class PairEncoder:
     def reset_after_fork(self) -> None:
         """Make locks anew, in a forked child."""
         self.tokenizer.cache.reset_lock()
+        self.adapters.reset_lock()
+        self._twin.reset_lock()
 
     def _find_varlen_kernel(self) -> VarlenKernel | None:
         placement = self._placement
@@ -166,20 +198,82 @@ class PairEncoder:
         return self._worker(pairs)
 
 
+class _TorchTwin:
+    """What adapters are applied to: the forward pass in torch, of a model that may run in C.
+
+    Beside compiled kernels it is made when first needed. In float32 its weights stay mapped from
+    their file, but for queries, keys and values, which are read as one; in other formats they are
+    converted.
+
+    Args:
+        classifier: The model's own.
+        weights: Its tensors.
+        architecture: Its shape.
+        placement: Device and number format.
+    """
+
+    def __init__(
+        self,
+        classifier: AdaptableClassifier | native.NativeClassifier,
+        weights: Weights,
+        architecture: Architecture,
+        placement: Placement,
+    ) -> None:
+        self._own = None if isinstance(classifier, native.NativeClassifier) else classifier
+        self._made: AdaptableClassifier | None = None
+        self._weights = weights
+        self._architecture = architecture
+        self._placement = placement
+        self.reset_lock()
+
+    def reset_lock(self) -> None:
+        """Make the lock anew, in a forked child."""
+        self._lock = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes that it takes beside the model's own."""
+        return count_bytes(self._made)
+
+    def classifier(self) -> AdaptableClassifier:
+        """Return the forward pass, shared by all who ask."""
+        if self._own is not None:
+            return self._own
+        with self._lock:
+            if self._made is None:
+                weights, shape = self._weights.reopen(), self._architecture
+                self._made = bert.BertClassifier(shape, weights, self._placement)
+            return self._made
+
+    def read_adapter(self, name: str, folder: Path) -> Adapter:
+        """Read an adapter, and make ready what it is applied to."""
+        shapes = tensor_shapes(self._architecture)
+        adapter = Adapter.read(name, folder, self._architecture, shapes)
+        self.classifier()  # now, and not within the first batch
+        adapter.to(self._placement)
+        return adapter
+
+
 def load_classifier(
     architecture: Architecture, weights: Weights, placement: Placement
-) -> Classifier | native.NativeClassifier:
+) -> AdaptableClassifier | native.NativeClassifier:
     """Check a classifier's tensors and put them where it will run.
 
     Raises:
         ModelLoadError: A tensor is missing, or does not fit the architecture.
     """
+    weights.check(tensor_shapes(architecture))
     if architecture.model_type == "modernbert":
-        weights.check(modernbert.tensor_shapes(architecture))
         return modernbert.ModernBertClassifier(architecture, weights, placement)
-    weights.check(bert.tensor_shapes(architecture))
     if placement.device.type == "cpu":
         kernels = native.choose_kernels(architecture, placement.dtype)
         if kernels is not None:
             return native.NativeClassifier(architecture, weights, kernels)
     return bert.BertClassifier(architecture, weights, placement)
+
+
+def tensor_shapes(architecture: Architecture) -> Shapes:
+    """List the tensors of a classifier, by their names in a checkpoint."""
+    if architecture.model_type == "modernbert":
+        return modernbert.tensor_shapes(architecture)
+    return bert.tensor_shapes(architecture)

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from sie_core.local.requests import EncodeRequest, ScoreRequest
 from sie_core.types import EncodeResult, ScoreSpace
+
+if TYPE_CHECKING:
+    from sie_core.local.adapters import AdapterStore
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -98,4 +101,24 @@ class Model(Protocol):
 
     def reset_after_fork(self) -> None:
         """Make locks anew, in a forked child."""
+        ...
+
+
+@runtime_checkable
+class CountsBytes(Protocol):
+    """A model that says what it holds. Of others, the size of their files is taken for it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights in memory, mapped ones included."""
+        ...
+
+
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """A model that scores with LoRA adapters, where a request has one."""
+
+    @property
+    def adapters(self) -> AdapterStore:
+        """The adapters that are loaded onto it."""
         ...

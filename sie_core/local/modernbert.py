@@ -1,16 +1,18 @@
-"""ModernBERT classifiers on packed rows.
+"""ModernBERT on packed rows: bodies, and classifiers made of a body and a head.
 
 LayerNorms stand before attention and feed-forward, positions are rotary, the feed-forward is gated,
 and most layers see a window of tokens only (Warner et al. 2024, arXiv:2412.13663). Where the head
 reads the first token and the last layer sees everything, that layer is computed for the first
 tokens alone; where the head reads the mean of all tokens, it is computed in full.
 
-Each step can be called and timed by itself: `embed`, `layer` for all layers but the last,
-`last_layer`, `head`; `forward` is the four in a row.
+Each step can be called and timed by itself: `embed`, `layer`, `last_layer` (the last one, for what
+the head reads), `head`; a classifier's `forward` is all of them in a row.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -27,6 +29,7 @@ from sie_core.local.layers import (
     Placement,
     linear_shapes,
 )
+from sie_core.local.rotary import Rotations, interleaved, rotations_of
 from sie_core.local.weights import Weights
 
 _QKV = 3
@@ -35,7 +38,18 @@ _QKV = 3
 def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """List the tensors of such a classifier, by their names in a checkpoint."""
     a = architecture
-    norms = ["model.embeddings.norm", "model.final_norm", "head.norm"]
+    return (
+        body_shapes(architecture)
+        | _norm_shapes("head.norm", architecture)
+        | linear_shapes("head.dense", a.hidden_size, a.hidden_size, has_bias=a.head_bias)
+        | linear_shapes("classifier", a.num_labels, a.hidden_size)
+    )
+
+
+def body_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """List the tensors of such a body."""
+    a = architecture
+    norms = ["model.embeddings.norm", "model.final_norm"]
     shapes: dict[str, tuple[int, ...]] = {
         "model.embeddings.tok_embeddings.weight": (a.vocab_size, a.hidden_size)
     }
@@ -54,10 +68,13 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         )
         shapes |= linear_shapes(f"{layer}.mlp.Wo", a.hidden_size, a.intermediate_size, has_bias=mlp)
     for norm in norms:
-        shapes |= {f"{norm}.weight": (a.hidden_size,)}
-        shapes |= {f"{norm}.bias": (a.hidden_size,)} if a.norm_bias else {}
-    shapes |= linear_shapes("head.dense", a.hidden_size, a.hidden_size, has_bias=a.head_bias)
-    return shapes | linear_shapes("classifier", a.num_labels, a.hidden_size)
+        shapes |= _norm_shapes(norm, architecture)
+    return shapes
+
+
+def _norm_shapes(name: str, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    parts = ("weight", "bias") if architecture.norm_bias else ("weight",)
+    return {f"{name}.{part}": (architecture.hidden_size,) for part in parts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,55 +89,8 @@ class ModernBertLayer:
     down: Linear
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """The rotary embedding of a batch's positions, as complex numbers of length 1.
-
-    Rotating a pair of numbers by an angle is multiplying one complex number by another (Su et al.
-    2021, arXiv:2104.09864, section 3.4.2). The pairs that a checkpoint has in the two halves of a
-    head are neighbours here: see `_interleaved`.
-
-    Attributes:
-        factors: [rows, 1, 1, head size / 2].
-    """
-
-    factors: torch.Tensor
-
-    @classmethod
-    def of(cls, position_ids: torch.Tensor, *, head_size: int, theta: float) -> Self:
-        """Compute it, in float32."""
-        steps = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_ids.device)
-        angles = position_ids[:, None].float() * (1.0 / theta ** (steps / head_size))
-        return cls(torch.complex(angles.cos(), angles.sin())[:, None, None, :])
-
-    def apply(self, x: torch.Tensor) -> None:
-        """Rotate [rows, n, heads, head size] in place; computed in float32."""
-        exact = x.float()  # x itself, where it is float32
-        torch.view_as_complex(exact.view(*x.shape[:-1], -1, 2)).mul_(self.factors)
-        if exact is not x:
-            x.copy_(exact)
-
-
-def _interleaved(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Put the first and the second half of every query and key head alternately.
-
-    Their products, which are all that is made of them, do not depend on the order.
-
-    Args:
-        qkv: A weight or bias; [3 * hidden, …].
-        num_heads: Heads of queries, and of keys and values.
-    """
-    query_key, value = qkv.tensor_split([2 * len(qkv) // _QKV])
-    halves = query_key.view(2 * num_heads, 2, -1, *qkv.shape[1:])
-    return torch.cat([halves.transpose(1, 2).flatten(0, 2), value])
-
-
-Rotations = dict[float, Rotation]
-"""A batch's rotation for each base that some layer has."""
-
-
-class ModernBertClassifier:
-    """A ModernBERT with a classification head.
+class ModernBertBody:
+    """A ModernBERT: hidden states of the last layer, behind the final LayerNorm.
 
     Args:
         architecture: Its shape.
@@ -131,7 +101,6 @@ class ModernBertClassifier:
     def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
         self._architecture = architecture
         self._activation = ACTIVATIONS[architecture.hidden_act]
-        self._head_activation = ACTIVATIONS[architecture.head_act]
         self._dtype = placement.dtype
         self._words = placement.residual(weights["model.embeddings.tok_embeddings.weight"])
         read = _Reader(architecture, weights, placement)
@@ -141,39 +110,26 @@ class ModernBertClassifier:
         self._layers = [_packed(read.layer(index)) for index in range(last)]
         self._layers.append(read.layer(last))
         self._final_norm = read.norm("model.final_norm")
-        exact = placement.exact
-        self._dense = Linear.read(
-            weights, "head.dense", convert=exact, has_bias=architecture.head_bias
-        )
-        self._head_norm = LayerNorm.read(
-            weights,
-            "head.norm",
-            architecture.layer_norm_eps,
-            convert=exact,
-            has_bias=architecture.norm_bias,
-        )
-        self._classifier = Linear.read(weights, "classifier", convert=exact)
 
     @property
     def num_layers(self) -> int:
         """Return the number of layers, the last one included."""
         return len(self._layers)
 
-    def forward(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
-        """Return the float32 logits of a batch; [sequences, labels]."""
-        hidden = self.embed(inputs)
+    def first_tokens(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the last hidden state of every sequence's first token; [sequences, hidden]."""
         rotations = self.rotations(inputs)
-        for index in range(self.num_layers - 1):
-            hidden = self.layer(index, hidden, rotations, attention)
-        return self.head(self.last_layer(hidden, rotations, inputs, attention))
+        hidden = self._run(self.num_layers - 1, rotations, inputs, attention)
+        return self.last_first(hidden, rotations, inputs, attention)
+
+    def all_tokens(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the last hidden states of all tokens; [total, hidden]."""
+        hidden = self._run(self.num_layers, self.rotations(inputs), inputs, attention)
+        return self._final_norm(hidden)
 
     def rotations(self, inputs: PackedInputs) -> Rotations:
         """Return the rotation of a batch for each base that some layer has."""
-        size = self._architecture.head_size
-        return {
-            theta: Rotation.of(inputs.position_ids, head_size=size, theta=theta)
-            for theta in {layer.theta for layer in self._architecture.rotary_layers}
-        }
+        return rotations_of(inputs.position_ids, self._architecture)
 
     def embed(self, inputs: PackedInputs) -> torch.Tensor:
         """Return the embeddings of all tokens; [total, hidden]."""
@@ -192,19 +148,17 @@ class ModernBertClassifier:
         rotations[rotary.theta].apply(qkv[:, :2])
         return self._finish(layer, hidden, attention.full(qkv, window=rotary.window))
 
-    def last_layer(
+    def last_first(
         self,
         hidden: torch.Tensor,
         rotations: Rotations,
         inputs: PackedInputs,
         attention: Attention,
     ) -> torch.Tensor:
-        """Run the last layer for what the head reads, and pool that; [sequences, hidden]."""
+        """Run the last layer for the first token of every sequence; [sequences, hidden]."""
         layer, rotary = self._layers[-1], self._architecture.rotary_layers[-1]
-        if self._architecture.pooling == "mean" or rotary.window is not None:
+        if rotary.window is not None:
             hidden = self.layer(self.num_layers - 1, hidden, rotations, attention)
-            if self._architecture.pooling == "mean":
-                return attention.mean(self._final_norm(hidden))
             return self._final_norm(hidden.index_select(0, inputs.first_rows))
         normed = self._normed(layer, hidden)
         query = self._heads(layer.qkv.part(0, _QKV)(normed.index_select(0, inputs.first_rows)), 1)
@@ -215,10 +169,14 @@ class ModernBertClassifier:
         first = hidden.index_select(0, inputs.first_rows)
         return self._final_norm(self._finish(layer, first, attended))
 
-    def head(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Return the logits of pooled rows, in float32."""
-        dense = self._head_activation(self._dense(pooled.float()))
-        return self._classifier(self._head_norm(dense))
+    def _run(
+        self, count: int, rotations: Rotations, inputs: PackedInputs, attention: Attention
+    ) -> torch.Tensor:
+        """Run the first `count` layers for all tokens."""
+        hidden = self.embed(inputs)
+        for index in range(count):
+            hidden = self.layer(index, hidden, rotations, attention)
+        return hidden
 
     def _normed(self, layer: ModernBertLayer, hidden: torch.Tensor) -> torch.Tensor:
         """Return what a layer's attention projects."""
@@ -237,6 +195,71 @@ class ModernBertClassifier:
         gated, gate = layer.up(layer.mlp_norm(hidden).to(self._dtype)).chunk(2, dim=-1)
         hidden += layer.down(self._activation(gated).mul_(gate))
         return hidden
+
+
+class ModernBertClassifier(ModernBertBody):
+    """The same with a classification head, which reads the first tokens or the means of all."""
+
+    def __init__(self, architecture: Architecture, weights: Weights, placement: Placement) -> None:
+        super().__init__(architecture, weights, placement)
+        self._head_activation = ACTIVATIONS[architecture.head_act]
+        exact = placement.exact
+        self._dense = Linear.read(
+            weights, "head.dense", convert=exact, has_bias=architecture.head_bias
+        )
+        self._head_norm = LayerNorm.read(
+            weights,
+            "head.norm",
+            architecture.layer_norm_eps,
+            convert=exact,
+            has_bias=architecture.norm_bias,
+        )
+        self._classifier = Linear.read(weights, "classifier", convert=exact)
+
+    def forward(self, inputs: PackedInputs, attention: Attention) -> torch.Tensor:
+        """Return the float32 logits of a batch; [sequences, labels]."""
+        rotations = self.rotations(inputs)
+        hidden = self._run(self.num_layers - 1, rotations, inputs, attention)
+        return self.head(self.last_layer(hidden, rotations, inputs, attention))
+
+    def last_layer(
+        self,
+        hidden: torch.Tensor,
+        rotations: Rotations,
+        inputs: PackedInputs,
+        attention: Attention,
+    ) -> torch.Tensor:
+        """Run the last layer for what the head reads, and pool that; [sequences, hidden]."""
+        if self._architecture.pooling == "cls":
+            return self.last_first(hidden, rotations, inputs, attention)
+        hidden = self.layer(self.num_layers - 1, hidden, rotations, attention)
+        return attention.mean(self._final_norm(hidden))
+
+    def with_linears(self, change: Callable[[Sequence[str], Linear], Linear]) -> Self:
+        """Return the same classifier with other linear layers; all else is shared.
+
+        Args:
+            change: Takes the names that a layer was read from, and the layer; returns another.
+        """
+        twin = copy.copy(self)
+        twin._layers = [  # noqa: SLF001
+            replace(
+                layer,
+                qkv=change([f"model.layers.{i}.attn.Wqkv"], layer.qkv),
+                attention_out=change([f"model.layers.{i}.attn.Wo"], layer.attention_out),
+                up=change([f"model.layers.{i}.mlp.Wi"], layer.up),
+                down=change([f"model.layers.{i}.mlp.Wo"], layer.down),
+            )
+            for i, layer in enumerate(self._layers)
+        ]
+        twin._dense = change(["head.dense"], self._dense)  # noqa: SLF001
+        twin._classifier = change(["classifier"], self._classifier)  # noqa: SLF001
+        return twin
+
+    def head(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return the logits of pooled rows, in float32."""
+        dense = self._head_activation(self._dense(pooled.float()))
+        return self._classifier(self._head_norm(dense))
 
 
 def _packed(layer: ModernBertLayer) -> ModernBertLayer:
@@ -271,11 +294,7 @@ class _Reader:
 
     def query_key_value(self, name: str) -> Linear:
         linear = self.linear(name, has_bias=self.architecture.attention_bias)
-        bias, num_heads = linear.bias, self.architecture.num_heads
-        return Linear(
-            _interleaved(linear.weight, num_heads),
-            None if bias is None else _interleaved(bias, num_heads),
-        )
+        return interleaved(linear, self.architecture.num_heads)
 
     def layer(self, index: int) -> ModernBertLayer:
         name = f"model.layers.{index}"

@@ -1,4 +1,6 @@
-"""Pairs to batches, and a batch to one row of tokens with no padding.
+"""Pairs, or texts, to batches, and a batch to one row of tokens with no padding.
+
+"Pair" stands for either below.
 
 Linear layers, LayerNorms and activations need not know where one sequence ends and the next
 begins; only attention does, and gets it from the cumulative lengths::
@@ -15,13 +17,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sie_core.local.tokenization import Pair
-
 Int32s = NDArray[np.int32]
+
+
+class Packable(Protocol):
+    """A sequence of tokens that an encoder reads: a `Pair` or a `Text`."""
+
+    @property
+    def token_ids(self) -> Int32s:
+        """The tokens, special ones included."""
+        ...
+
+    @property
+    def num_first(self) -> int:
+        """How many tokens, from the start, have the type id 0; those behind them have 1."""
+        ...
+
+    @property
+    def num_seen(self) -> int:
+        """How many tokens, from the start, are seen by the tokens of the sequence: mostly all."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +71,7 @@ class PackedBatch:
         position_ids: The position of each token in its pair, from the model's first; [rows].
         cu_seqlens: Where each pair begins, and where the last one ends; [pairs + 1].
         lengths: Tokens of each pair; [pairs]. Without rounding the differences of `cu_seqlens`.
+        num_seen: How many of these attention looks at; [pairs].
     """
 
     token_ids: Int32s
@@ -58,11 +79,12 @@ class PackedBatch:
     position_ids: Int32s
     cu_seqlens: Int32s
     lengths: Int32s
+    num_seen: Int32s
 
     @classmethod
     def of(
         cls,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Packable],
         *,
         position_offset: int = 0,
         rounding: Rounding = NO_ROUNDING,
@@ -85,10 +107,11 @@ class PackedBatch:
         positions = np.arange(num_tokens, dtype=np.int32) - np.repeat(ends - lengths, lengths)
         token_ids = np.concatenate([pair.token_ids for pair in pairs], dtype=np.int32)
         num_first = np.fromiter((pair.num_first for pair in pairs), np.int32, len(pairs))
+        num_seen = np.fromiter((pair.num_seen for pair in pairs), np.int32, len(pairs))
         type_ids = (positions >= np.repeat(num_first, lengths)).astype(np.int32)
         positions += np.int32(position_offset)
         if num_rows == num_tokens:
-            return cls(token_ids, type_ids, positions, cu_seqlens, lengths)
+            return cls(token_ids, type_ids, positions, cu_seqlens, lengths, num_seen)
         rows = positions + np.repeat(cu_seqlens[:-1] - np.int32(position_offset), lengths)
         return cls(
             token_ids=_scatter(token_ids, rows, num_rows, filler=pad_token_id),
@@ -96,6 +119,7 @@ class PackedBatch:
             position_ids=_scatter(positions, rows, num_rows, filler=position_offset),
             cu_seqlens=cu_seqlens,
             lengths=lengths,
+            num_seen=num_seen,
         )
 
     @property
@@ -107,6 +131,11 @@ class PackedBatch:
     def num_pairs(self) -> int:
         """Return the number of pairs."""
         return len(self.lengths)
+
+    @property
+    def has_unseen(self) -> bool:
+        """Tell whether some tokens are computed and yet seen by no other."""
+        return bool((self.num_seen < self.lengths).any())
 
     @property
     def max_length(self) -> int:

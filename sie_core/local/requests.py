@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_score_space, check_top_k
 from sie_core.types import Item, ScoreSpace
 
-_SCORE_OPTIONS = ("max_length", "score_space", "batch_size")
+if TYPE_CHECKING:
+    from sie_core.local.lora import Adapter
+
+_SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
 _ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
 
@@ -20,12 +23,14 @@ class ScoreRequest:
 
     Attributes:
         model: As the caller named it.
-        query: Item with a text.
+        query: Item with a text, or with a multivector.
         instruction: What the query is to be read by, if anything.
-        items: Items with a text each.
+        items: Items with a text or a multivector each.
         max_length: Tokens per sequence; None for the model's own.
         score_space: What is asked for; None for the model's own.
         batch_size: Sequences per forward pass at most.
+        lora: The adapter asked for, a folder or a name; None for the model as it is.
+        adapter: The same, once it is loaded.
     """
 
     model: str
@@ -35,11 +40,31 @@ class ScoreRequest:
     max_length: int | None = None
     score_space: ScoreSpace | None = None
     batch_size: int | None = None
+    lora: str | None = None
+    adapter: Adapter | None = None
 
     @property
     def item_ids(self) -> list[str]:
         """Return the id of each item: the caller's, or one by its position."""
         return [item.get("id") or f"item-{i}" for i, item in enumerate(self.items)]
+
+    @property
+    def query_text(self) -> str:
+        """Return the query's text, for a model that reads texts alone.
+
+        Raises:
+            InvalidRequestError: It has none.
+        """
+        return _text_of(self.query, "query", self.model)
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the items' texts, for a model that reads texts alone.
+
+        Raises:
+            InvalidRequestError: An item has none.
+        """
+        return [_text_of(item, f"items[{i}]", self.model) for i, item in enumerate(self.items)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +93,16 @@ class EncodeRequest:
     max_length: int | None = None
     batch_size: int | None = None
 
+    @property
+    def texts(self) -> list[str]:
+        """Return the items' texts."""
+        return [item["text"] for item in self.items]
+
+
+def with_instruction(instruction: str | None, text: str) -> str:
+    """Return a text with the instruction that a caller gave before it."""
+    return f"{instruction} {text}" if instruction else text
+
 
 def check_score_request(
     model: str,
@@ -83,11 +118,11 @@ def check_score_request(
     """
     _check_model(model)
     _check_items(items)
-    _check_item(query, "query")
+    _check_item(query, "query", may_be_vectors=True)
     _check_instruction(instruction)
     chosen = _check_options(options or {}, _SCORE_OPTIONS)
     for i, item in enumerate(items):
-        _check_item(item, f"items[{i}]")
+        _check_item(item, f"items[{i}]", may_be_vectors=True)
     return ScoreRequest(model=model, query=query, instruction=instruction, items=items, **chosen)
 
 
@@ -148,17 +183,32 @@ def _check_instruction(instruction: str | None) -> None:
         raise InvalidRequestError(msg)
 
 
-def _check_item(item: Item, name: str) -> None:
+def _check_item(item: Item, name: str, *, may_be_vectors: bool = False) -> None:
     if not isinstance(item, Mapping):
         msg = f"{name} must be an Item(text=…), but got {type(item).__name__}: {item!r:.80}"
         raise InvalidRequestError(msg)
     text, item_id = item.get("text"), item.get("id")
-    if not isinstance(text, str):
+    has_vectors = item.get("multivector") is not None
+    if has_vectors and not may_be_vectors and text is None:
+        msg = f"{name} holds a multivector: it is encoded already; encode an item with a text"
+        raise InvalidRequestError(msg)
+    if not (isinstance(text, str) or (text is None and has_vectors)):
         msg = f"{name} must have a text that is a string, but got {text!r:.80}"
         raise InvalidRequestError(msg)
     if item_id is not None and not isinstance(item_id, str):
         msg = f"the id of {name} must be a string, but got {item_id!r:.80}"
         raise InvalidRequestError(msg)
+
+
+def _text_of(item: Item, name: str, model: str) -> str:
+    text = item.get("text")
+    if text is None:
+        msg = (
+            f"{name} has vectors and no text, but {model} reads texts; only late-interaction "
+            "models score vectors"
+        )
+        raise InvalidRequestError(msg)
+    return text
 
 
 def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
@@ -167,6 +217,10 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> dict[str
         msg = f"unknown option {unknown[0]!r}; a model in this process knows {', '.join(known)}"
         raise InvalidRequestError(msg)
     check_score_space(options.get("score_space"))
+    lora = options.get("lora")
+    if lora is not None and (not isinstance(lora, str) or not lora.strip()):
+        msg = f"lora must be the name or the folder of an adapter, but got {lora!r}"
+        raise InvalidRequestError(msg)
     batch_size = options.get("batch_size")
     if batch_size is not None:
         check_top_k(batch_size, name="batch_size")

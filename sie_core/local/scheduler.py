@@ -11,9 +11,11 @@ each such turn. See docs/decisions/0041-scheduling.md.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -25,6 +27,8 @@ import torch
 from sie_core.errors import InferenceError, QueueFullError, ResourceExhaustedError
 from sie_core.local.model import BatchRunner, TokenSequence
 from sie_core.settings import MAX_QUEUED_TOKENS
+
+_logger = logging.getLogger(__name__)
 
 _SMALL_REST = 4
 """A batch takes the rest of a request along where that is less than this part of its aim."""
@@ -42,6 +46,8 @@ class SchedulerStats:
         num_sequences: Sequences in them.
         num_tokens: Tokens in them.
         busy_seconds: Time that workers spent in them, of all workers together.
+        num_out_of_memory: Batches that did not fit into memory; those of more than one sequence
+            were split in halves and tried again.
     """
 
     num_workers: int
@@ -51,9 +57,10 @@ class SchedulerStats:
     num_sequences: int = 0
     num_tokens: int = 0
     busy_seconds: float = 0.0
+    num_out_of_memory: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Request:
     """One caller's sequences and the outputs found for them so far.
 
@@ -221,7 +228,7 @@ class Scheduler:
             num_batches = self._plan()
             self._aim = math.ceil(self._num_queued_tokens / num_batches)
             self._arrival.notify(num_batches)
-        request.future.add_done_callback(lambda _: self._drop(request))
+        request.future.add_done_callback(_dropping(self, request))
         return request.future
 
     def warm_up(self, sequences: Sequence[TokenSequence]) -> list[Future[list[Any]]]:
@@ -405,6 +412,7 @@ class Scheduler:
     def _recover(self, slots: list[_Slot], error: Exception, forward: BatchRunner) -> None:
         """Try halves when out of memory, else each request alone: one fails only itself."""
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            self._count_out_of_memory(slots)
             _release_cached_memory()
             if len(slots) > 1:
                 middle = len(slots) // 2
@@ -421,6 +429,39 @@ class Scheduler:
             is_first, request.is_settled = not request.is_settled, True
         if is_first:
             request.fail(translate(error, num_tokens=_num_tokens(slots)))
+
+    def _count_out_of_memory(self, slots: list[_Slot]) -> None:
+        """Count it, and say it once for each model: halves cost time, and nobody sees why."""
+        with self._arrival:
+            is_first = not self._done.num_out_of_memory
+            num_times = self._done.num_out_of_memory + 1
+            self._done = replace(self._done, num_out_of_memory=num_times)
+        if len(slots) == 1:
+            return  # that call gets the error
+        _logger.log(
+            logging.WARNING if is_first else logging.DEBUG,
+            "%s ran out of memory on a batch of %d sequences and %d tokens, which is tried again "
+            "in halves; with a smaller max_batch_tokens on LocalClient it need not be",
+            self._name,
+            len(slots),
+            _num_tokens(slots),
+        )
+
+
+def _dropping(scheduler: Scheduler, request: _Request) -> Callable[[object], None]:
+    """Return what a request's future calls when it has its answer.
+
+    A future keeps its callbacks for good. Were the request held by this one, the two would hold
+    each other, and the scheduler with the model's weights, until Python's cycle collector comes.
+    """
+    weak_scheduler, weak_request = weakref.ref(scheduler), weakref.ref(request)
+
+    def drop(_: object) -> None:
+        alive, waiting = weak_scheduler(), weak_request()
+        if alive is not None and waiting is not None:
+            alive._drop(waiting)  # noqa: SLF001  it is of this module
+
+    return drop
 
 
 class _Lazy:

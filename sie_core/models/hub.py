@@ -24,8 +24,13 @@ from sie_core.errors import (
     ModelError,
 )
 from sie_core.models.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     OTHER_RUNTIMES,
+    PICKLED_HEADS,
     SAFE_PATTERNS,
+    check_adapter_files,
+    check_adapter_folder,
     check_folder,
     check_weights,
     pickled_weights,
@@ -61,8 +66,18 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
-def find_cached(names: Iterable[str], settings: SourceSettings) -> Path:
+def find_cached(
+    names: Iterable[str],
+    settings: SourceSettings,
+    *,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
     """Return the folder in the hub's own cache that holds one of `names`, without a request.
+
+    Args:
+        names: Of one model, or adapter.
+        settings: The revision, and what is allowed.
+        check: Raises ModelError for a folder that will not do; None means a model's check.
 
     Raises:
         DownloadError: None of them is there, complete.
@@ -89,7 +104,10 @@ def find_cached(names: Iterable[str], settings: SourceSettings) -> Path:
                 continue
             folder = Path(snapshot)
         try:
-            check_folder(folder, allow_pickle=settings.allow_pickle)
+            if check is None:
+                check_folder(folder, allow_pickle=settings.allow_pickle)
+            else:
+                check(folder)
         except ModelError as exc:
             reason = str(exc)
         else:
@@ -116,27 +134,48 @@ def download(name: str, settings: SourceSettings, *, timeout_seconds: float | No
     started = time.monotonic()
     files = _list_files(name, settings, timeout_seconds)
     check_weights(files, where=f"{name} on {endpoint()}", allow_pickle=settings.allow_pickle)
-
-    def fetch() -> str:
-        return snapshot_download(
-            name,
-            revision=settings.revision,
-            token=settings.token,
-            endpoint=endpoint(),
-            allow_patterns=[*SAFE_PATTERNS, *pickled_weights(files)],
-            ignore_patterns=list(OTHER_RUNTIMES),
-        )
-
+    heads = PICKLED_HEADS if settings.allow_pickle else ()
+    patterns = [*SAFE_PATTERNS, *pickled_weights(files), *heads]
     try:
         spent = time.monotonic() - started
         bound = None if timeout_seconds is None else max(0.0, timeout_seconds - spent)
-        folder = Path(_call_within(bound, fetch))
+        folder = _call_within(bound, lambda: _fetch(name, settings, patterns))
     except DeadlineExceededError as exc:
         raise _deadline_exceeded(name, timeout_seconds) from exc
-    except Exception as exc:  # noqa: BLE001 # see _translate
-        raise _translate(exc, name, settings) from None
     check_folder(folder, allow_pickle=settings.allow_pickle)
     return folder
+
+
+def download_adapter(name: str, settings: SourceSettings) -> Path:
+    """Download the adapter `name` from the hub into the hub's own cache, and return its folder.
+
+    Raises:
+        DownloadError: The hub cannot be reached, has no such adapter, or denies access to it.
+        UnsupportedModelError: The adapter has pickled weights only.
+        ModelLoadError: It is not an adapter.
+    """
+    settings = replace(settings, token=_clean_token(settings.token))
+    files = _list_files(name, settings, None)
+    check_adapter_files(files, where=f"{name} on {endpoint()}")
+    folder = _fetch(name, settings, [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "LICENSE*", "NOTICE*"])
+    check_adapter_folder(folder)
+    return folder
+
+
+def _fetch(name: str, settings: SourceSettings, patterns: list[str]) -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=settings.revision,
+                token=settings.token,
+                endpoint=endpoint(),
+                allow_patterns=patterns,
+                ignore_patterns=list(OTHER_RUNTIMES),
+            )
+        )
+    except Exception as exc:  # noqa: BLE001 # see _translate
+        raise _translate(exc, name, settings) from None
 
 
 def _clean_token(token: str | None) -> str | None:

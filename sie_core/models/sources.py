@@ -7,17 +7,18 @@ so that a model, once there, loads without the network and gives the same scores
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from sie_core.errors import DownloadError, ModelNotFoundError
 from sie_core.models.catalog import close_names, find
-from sie_core.models.checkpoint import CONFIG, check_folder
+from sie_core.models.checkpoint import ADAPTER_CONFIG, CONFIG, check_adapter_folder, check_folder
 from sie_core.settings import SourceSettings
 
 _logger = logging.getLogger(__name__)
@@ -72,14 +73,63 @@ def resolve(
     if (folder := _find_folder(name)) is not None:
         check_folder(folder, allow_pickle=settings.allow_pickle)
         return ModelFiles(name=name, folder=folder, source="folder")
-    spec = find(name)
-    search = _Search(
-        name=spec.name if spec else name.strip(),
-        aliases=spec.aliases if spec else (),
-        settings=settings,
-        deadline=None if timeout_seconds is None else time.monotonic() + timeout_seconds,
-    )
-    return search.run()
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    return _Search.of(name, settings, deadline=deadline).run()
+
+
+def locate(name: str, settings: SourceSettings) -> ModelFiles | None:
+    """Return the files of the model called `name` if they are on this machine; None if not.
+
+    Nothing is downloaded and nothing is written.
+
+    Raises:
+        ModelNotFoundError: It can only be a folder, and there is none.
+        UnsupportedModelError: It has pickled weights only, and they are not allowed.
+        ModelLoadError: It is incomplete.
+    """
+    if (folder := _find_folder(name)) is not None:
+        check_folder(folder, allow_pickle=settings.allow_pickle)
+        return ModelFiles(name=name, folder=folder, source="folder")
+    return _Search.of(name, settings, deadline=None).look_here()
+
+
+def resolve_adapter(name: str, settings: SourceSettings) -> Path:
+    """Return the folder of the adapter called `name`, downloading it if need be.
+
+    Args:
+        name: A folder, or a name on the hub; the main revision is taken.
+        settings: Cache folder and token.
+
+    Raises:
+        ModelNotFoundError: No place has it; the message says why for each.
+        UnsupportedModelError: It has pickled weights only.
+        ModelLoadError: It is incomplete.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        check_adapter_folder(path)
+        return path.absolute()
+    if _looks_like_path(name):
+        msg = (
+            f"the adapter's folder {name} does not exist (seen from {Path.cwd()}); pass an "
+            "existing folder, or a name on the model hub, such as owner/adapter"
+        )
+        raise ModelNotFoundError(msg)
+    from sie_core.models import hub  # slow to import, and a folder needs none of it
+
+    settings = replace(settings, revision=None)
+    try:
+        return hub.find_cached((name,), settings, check=check_adapter_folder)
+    except DownloadError as not_cached:
+        try:
+            return hub.download_adapter(name, settings)
+        except DownloadError as exc:
+            msg = (
+                f"no adapter {name!r} was found. Places tried:\n"
+                f"- folder: there is no {name}/{ADAPTER_CONFIG} in {Path.cwd()}\n"
+                f"- hub cache: {not_cached}\n- hub: {exc}"
+            )
+            raise ModelNotFoundError(msg) from exc
 
 
 def _find_folder(name: str) -> Path | None:
@@ -126,6 +176,29 @@ class _Search:
     aliases: tuple[str, ...]
     settings: SourceSettings
     deadline: float | None
+
+    @classmethod
+    def of(cls, name: str, settings: SourceSettings, *, deadline: float | None) -> Self:
+        """Make one for a name in any spelling."""
+        spec = find(name)
+        return cls(
+            name=spec.name if spec else name.strip(),
+            aliases=spec.aliases if spec else (),
+            settings=settings,
+            deadline=deadline,
+        )
+
+    def look_here(self) -> ModelFiles | None:
+        """Ask the places on this machine alone."""
+        places: list[tuple[Source, Callable[[], Path | None]]] = [
+            ("hub cache", self._find_in_hub_cache),
+            ("wheel", self._find_rebuilt),
+        ]
+        for source, look in places:
+            with contextlib.suppress(DownloadError):
+                if (folder := look()) is not None:
+                    return ModelFiles(name=self.name, folder=folder, source=source)
+        return None
 
     def run(self) -> ModelFiles:
         """Ask one place after the other."""

@@ -198,16 +198,25 @@ def check_items(items: object) -> Sequence[Item]:
 
 def _are_plain(items: Sequence[Any]) -> bool:
     """Recognise the usual items quickly; `check_item` judges the others."""
-    if not set(map(type, items)) <= {dict}:
+    if not set(map(type, items)) <= {dict} or any("multivector" in item for item in items):
         return False
     texts, ids = [item.get("text") for item in items], [item.get("id") for item in items]
     return set(map(type, texts)) <= {str} and set(map(type, ids)) <= {str, type(None)}
 
 
 def check_item(item: object, name: str) -> None:
-    """Raise InvalidRequestError unless `item` is a mapping whose id and text are strings."""
+    """Raise InvalidRequestError unless `item` is a mapping whose id and text are strings.
+
+    Vectors are refused: the protocol has no field for them, and a server would miss the text.
+    """
     if not isinstance(item, Mapping):
         msg = f"{name} must be an Item(text=…), but got {type(item).__name__}"
+        raise InvalidRequestError(msg)
+    if item.get("multivector") is not None:
+        msg = (
+            f"{name} holds a multivector, which servers do not take; send its text, or score kept "
+            "vectors by a model in this process (LocalClient)"
+        )
         raise InvalidRequestError(msg)
     for key in ("id", "text"):
         value = item.get(key)

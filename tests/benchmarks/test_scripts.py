@@ -116,6 +116,23 @@ def test_calls_of_random_sizes_and_memory(tiny_corpus: Corpus) -> None:
     assert resident_mib() > 50
 
 
+def test_a_prefix_is_measured_both_ways(tmp_path: Path) -> None:
+    """On a tiny Qwen3: the tokens that the issue asks for, and the same scores."""
+    import torch
+    from prefix_sharing import load, prompts, run, write_checkpoint
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 16}
+    folder = write_checkpoint(tmp_path, 2, num_key_value_heads=1, **sizes)
+    model = load(folder, torch.float32)
+    shared = prompts(model, 100)
+    whole, whole_tokens, _ = run(model, [sequence.whole() for sequence in shared], 1024)
+    found, tokens, _ = run(model, shared, 1024)
+    assert whole_tokens == 100 * (80 + 200 + 9)
+    assert tokens == 80 + 100 * (200 + 9)
+    assert tokens <= 0.75 * whole_tokens
+    assert found == pytest.approx(whole, abs=1e-4)
+
+
 def test_modes_are_compared_with_the_reference() -> None:
     """A mode that puts the relevant document second loses what nDCG says it loses."""
     from order_kept import REFERENCE, rows_of

@@ -52,6 +52,7 @@ def _model(label: str, quality: float) -> dict[str, Any]:
     return {
         "label": label,
         "settings": {"model": label, "mode": "auto"},
+        "execution": "fast on cpu: bfloat16",
         "served_by": ["local"],
         "metrics": [_metric(name, 0.5, quality) for name in METRICS],
         "latency": {

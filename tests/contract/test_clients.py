@@ -14,7 +14,7 @@ from sie_core.errors import DeadlineExceededError, InvalidRequestError
 from sie_core.types import Item
 
 QUERY = "how many people live in berlin"
-TEXTS = ["berlin museum", "population of the city 😀", "", "river " * 200, "the band of the year"]
+TEXTS = ["berlin museum", "population of the city 😀", "", "river " * 600, "the band of the year"]
 
 
 def items(texts: list[str]) -> list[Item]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*_rerank.py"))
+FOLDER = Path(__file__).parents[2] / "examples"
+EXAMPLES = sorted([*FOLDER.glob("*_rerank.py"), *FOLDER.glob("*_embed.py")])
 HEADING = "# Expected output:\n"
 MAX_LINES = 60
 
@@ -16,7 +17,8 @@ MAX_LINES = 60
 def test_there_is_an_example_for_each_framework() -> None:
     """The names recur, so that a reader finds the three side by side."""
     names = {example.name for example in EXAMPLES}
-    assert {f"{name}_rerank.py" for name in ("haystack", "langchain", "llamaindex")} <= names
+    frameworks = ("haystack", "langchain", "llamaindex")
+    assert {f"{name}_{what}.py" for name in frameworks for what in ("rerank", "embed")} <= names
 
 
 @pytest.mark.weights

@@ -226,10 +226,11 @@ def test_settings_reach_the_client(client: Any, documents: list[Document]) -> No
         options={"profile": "fast"},
         tokenizer_kwargs={"model_max_length": 64},
         batch_size=2,
+        lora="owner/legal",
         gpu="l4",
     )
     ranker.run(QUERY, documents)
-    options = {"profile": "fast", "max_length": 64, "batch_size": 2}
+    options = {"profile": "fast", "max_length": 64, "batch_size": 2, "lora": "owner/legal"}
     assert client.arguments == [{"instruction": "Find cities", "options": options, "gpu": "l4"}]
 
 
@@ -267,6 +268,10 @@ NON_DEFAULTS: dict[str, Any] = {
     "model_kwargs": {"torch_dtype": "bfloat16"},
     "tokenizer_kwargs": {"model_max_length": 64},
     "batch_size": 2,
+    "calibration": "/somewhere/calibration.json",
+    "fuse_retrieval_score": 0.25,
+    "score_space": "calibrated",
+    "lora": "owner/legal",
     "dtype": "bfloat16",
     "num_threads": 2,
     "max_length": 64,

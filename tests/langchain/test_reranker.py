@@ -214,6 +214,7 @@ def test_settings_reach_the_client(client: Any, documents: list[Document]) -> No
         options={"profile": "fast"},
         max_length=64,
         batch_size=2,
+        lora="owner/legal",
         gpu="l4",
     )
     reranker.compress_documents(documents, QUERY)
@@ -224,6 +225,7 @@ def test_settings_reach_the_client(client: Any, documents: list[Document]) -> No
                 "profile": "fast",
                 "max_length": 64,
                 "batch_size": 2,
+                "lora": "owner/legal",
                 "score_space": "probability",
             },
             "gpu": "l4",

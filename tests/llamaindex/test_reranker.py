@@ -276,10 +276,12 @@ def test_settings_reach_the_client(client: Any, nodes: list[NodeWithScore]) -> N
         options={"profile": "fast"},
         max_length=64,
         batch_size=2,
+        lora="owner/legal",
         gpu="l4",
     )
     reranker.postprocess_nodes(nodes, query_str=QUERY)
-    options = {"profile": "fast", "max_length": 64, "batch_size": 2, "score_space": "probability"}
+    options = {"profile": "fast", "max_length": 64, "batch_size": 2, "lora": "owner/legal"}
+    options["score_space"] = "probability"
     assert client.arguments == [{"instruction": "Find cities", "options": options, "gpu": "l4"}]
 
 
@@ -418,6 +420,9 @@ NON_DEFAULTS: dict[str, Any] = {
     "num_threads": 2,
     "max_length": 64,
     "batch_size": 2,
+    "calibration": "/somewhere/calibration.json",
+    "fuse_retrieval_score": 0.25,
+    "lora": "owner/legal",
     "revision": "v2",
     "cache_dir": "/somewhere",
 }

@@ -250,10 +250,13 @@ def test_broken_weights_are_a_clear_error(tiny_bert: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_type": "gpt2"}, "architecture 'gpt2'.*bert, roberta, xlm-roberta"),
+        (
+            {"model_type": "gpt2"},
+            "BertForSequenceClassification of the model_type 'gpt2'.*BERT, RoBERTa, XLM-RoBERTa",
+        ),
         (
             {"model_type": "made-up", "auto_map": {"AutoConfig": "modeling.Config"}},
-            "architecture 'made-up'.*bert, roberta, xlm-roberta",
+            "the model_type 'made-up', whose repository wants code .*auto_map.* never done",
         ),
         ({"id2label": {"0": "a", "1": "b", "2": "c"}}, r"3 labels \(a, b, c\)"),
         ({"sentence_transformers": {"activation_fn": "os.system"}}, "activation 'os.system'"),

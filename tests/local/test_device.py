@@ -58,6 +58,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processor]:
     """A processor to be described; verdicts on it are forgotten afterwards."""
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("SIE_MAX_CPU_ISA", raising=False)
     device._fast_dtype_on_cpu.cache_clear()
     yield Processor(monkeypatch)
     device._fast_dtype_on_cpu.cache_clear()
@@ -181,6 +182,23 @@ def test_hidden_amx_is_not_used(processor: Processor, monkeypatch: pytest.Monkey
     assert reason == "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 hides AMX"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
     assert choose_dtype("auto", None, CPU)[0] is torch.bfloat16
+
+
+def test_kernels_bounded_below_amx_hide_it_too(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kernel would compute in bfloat16 then, so `auto` is exact, and `fast` is refused."""
+    processor.be(amx=True, gain=9)
+    for bound in ("avx512", "AVX2"):
+        monkeypatch.setenv("SIE_MAX_CPU_ISA", bound)
+        expected = (torch.float32, f"SIE_MAX_CPU_ISA={bound} hides AMX")
+        assert choose_dtype("auto", None, CPU) == expected
+        with pytest.raises(InvalidRequestError, match=f"SIE_MAX_CPU_ISA={bound} hides AMX"):
+            choose_dtype("fast", None, CPU)
+        assert choose_dtype("auto", "bfloat16", CPU)[0] is torch.bfloat16
+    for bound in ("amx", "none"):
+        monkeypatch.setenv("SIE_MAX_CPU_ISA", bound)
+        assert choose_dtype("auto", None, CPU)[0] is torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -463,6 +464,20 @@ def test_out_of_memory_is_answered_with_smaller_batches(
     scores = scheduler.submit([pair(i) for i in range(9)], max_tokens=100).result(PATIENCE_SECONDS)
     assert scores == list(range(9))
     assert max(len(batch) for batch in model.batches[1:]) < 9
+
+
+def test_batches_that_did_not_fit_are_counted_and_said_once(
+    model: FakeModel, scheduler: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is counted; only the first of a model is a warning."""
+    caplog.set_level(logging.DEBUG, "sie_core.local.scheduler")
+    model.failure = lambda pairs: torch.OutOfMemoryError("full") if len(pairs) > 1 else None
+    scores = scheduler.submit([pair(i) for i in range(4)], max_tokens=100).result(PATIENCE_SECONDS)
+    assert scores == list(range(4))
+    assert scheduler.stats().num_out_of_memory == sum(len(batch) > 1 for batch in model.batches)
+    levels = [r.levelno for r in caplog.records if "out of memory" in r.getMessage()]
+    assert levels[0] == logging.WARNING
+    assert set(levels[1:]) == {logging.DEBUG}
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError()])

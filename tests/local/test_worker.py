@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sie_core.local import cuda, graphs
 from sie_core.local.cuda import find_varlen_kernel
 from sie_core.local.layers import Placement
+from sie_core.local.lora import AdaptedPair, Adapter, AdapterWorker, LowRank
 from sie_core.local.packing import Rounding
 from sie_core.local.worker import GroupedWorker, VarlenWorker, choose_rounding
 
@@ -268,3 +269,51 @@ def test_kernels_are_told_of_windows_where_they_know_them(*, has_windows: bool) 
     if has_windows:
         kernel(x, x, x, cu_seqlens=(cu_seqlens, cu_seqlens), max_lengths=(1, 1), window=64)
         assert given == {"window_size": (64, 64)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("checkpoint", "layer"),
+    [
+        ("tiny_bert", "bert.encoder.layer.{}.attention.self.value"),
+        ("tiny_modernbert", "model.layers.{}.attn.Wqkv"),
+    ],
+)
+def test_adapters_by_cumulative_lengths_score_as_by_groups(
+    checkpoint: str,
+    layer: str,
+    dtype: str,
+    *,
+    load_encoder: LoadEncoder,
+    make_pairs: MakePairs,
+    request: pytest.FixtureRequest,
+) -> None:
+    """A GPU's attention and the other give the same, also where the other rounds lengths up."""
+    encoder = load_encoder(request.getfixturevalue(checkpoint), dtype)
+    width = 3 * 32 if "Wqkv" in layer else 32
+    generator = torch.Generator().manual_seed(3)
+    adapters = [
+        Adapter(
+            "random",
+            {
+                layer.format(i): LowRank(
+                    torch.randn(4, 32, generator=generator),
+                    0.1 * torch.randn(width, 4, generator=generator),
+                )
+                for i in range(encoder.architecture.num_layers)
+            },
+            {},
+        )
+        for _ in range(2)
+    ]
+    plain = make_pairs(encoder, [9, 30, 17, 5])
+    pairs = [AdaptedPair.of(pair, adapter) for pair in plain for adapter in adapters]
+    placement = Placement(torch.device("cpu"), getattr(torch, dtype))
+    found, expected = (
+        AdapterWorker(
+            encoder.open_worker(), encoder._twin.classifier, encoder.architecture, placement, kernel
+        )(pairs)
+        for kernel in (attend, None)
+    )
+    assert found == pytest.approx(expected, abs=1e-4 if dtype == "float32" else 0.2)
+    assert expected[::2] != pytest.approx(expected[1::2], abs=1e-3)

@@ -18,9 +18,10 @@ from sie_core.errors import (
     DownloadError,
     InvalidRequestError,
     ModelLoadError,
+    ModelNotFoundError,
     UnsupportedModelError,
 )
-from sie_core.models import hub
+from sie_core.models import hub, sources
 from sie_core.settings import SourceSettings
 
 NAME = "owner/model"
@@ -151,9 +152,12 @@ def test_pickled_weights_are_refused_before_anything_is_downloaded(fake_hub: Fak
 
 
 def test_a_repository_without_weights_is_an_error(fake_hub: FakeHub) -> None:
-    """Such as one with files for another runtime only."""
-    fake_hub.files = {"config.json": b"{}", "model.gguf": b""}
+    """Such as one with files for another runtime only, which are named."""
+    fake_hub.files = {"config.json": b"{}"}
     with pytest.raises(ModelLoadError, match="holds no weights"):
+        hub.download(NAME, SourceSettings())
+    fake_hub.files["model.gguf"] = b""
+    with pytest.raises(UnsupportedModelError, match=r"weights for llama\.cpp"):
         hub.download(NAME, SourceSettings())
 
 
@@ -303,3 +307,31 @@ def test_a_snapshot_that_lacks_only_what_nobody_needs_is_used(fake_hub: FakeHub)
     (folder / "model.safetensors").unlink()
     with pytest.raises(DownloadError, match="holds no weights"):
         hub.find_cached([NAME], SourceSettings())
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def test_an_adapter_is_downloaded_and_then_found_without_a_request(fake_hub: FakeHub) -> None:
+    """By its name, with what belongs to an adapter and nothing else."""
+    fake_hub.files = dict.fromkeys((*ADAPTER_FILES, "README.md", "adapter_model.bin"), b"{}")
+    folder = sources.resolve_adapter(NAME, SourceSettings(revision="of-the-model"))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(ADAPTER_FILES)
+    fake_hub.failure = (500, "")
+    assert sources.resolve_adapter(NAME, SourceSettings()) == folder
+
+
+def test_a_pickled_adapter_is_refused_before_it_is_downloaded(fake_hub: FakeHub) -> None:
+    """As a pickled model is."""
+    fake_hub.files = dict.fromkeys(("adapter_config.json", "adapter_model.bin"), b"{}")
+    with pytest.raises(UnsupportedModelError, match=r"only pickled weights \(adapter_model\.bin\)"):
+        sources.resolve_adapter(NAME, SourceSettings())
+    assert fake_hub.asked == []
+
+
+def test_an_adapter_that_is_nowhere_names_the_places(unreachable_hub: str, tmp_path: Path) -> None:
+    """A path is not looked for on the hub; a name is."""
+    with pytest.raises(ModelNotFoundError, match="absent does not exist"):
+        sources.resolve_adapter(str(tmp_path / "absent"), SourceSettings())
+    with pytest.raises(ModelNotFoundError, match=f"hub cache: .*\n- hub: {unreachable_hub}"):
+        sources.resolve_adapter(NAME, SourceSettings())

@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from sie_core import Embedder
 from sie_core.errors import (
     DeadlineExceededError,
     InferenceError,
@@ -285,3 +286,33 @@ def test_what_cannot_be_right_is_refused_before_it_is_sent() -> None:
         pytest.raises(InvalidRequestError, match="options"),
     ):
         client.score("m", QUERY, ITEMS, options={"x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("encode_dense_json", ["what is python", "python is a programming language"]),
+        ("encode_dense_f16", ["what is python"]),
+    ],
+)
+def test_an_embedder_gives_the_servers_vectors(
+    exchanges: dict[str, Any], name: str, texts: list[str]
+) -> None:
+    """In the order of the texts, as plain floats, whatever format they came in."""
+    exchange = exchanges[name]
+    client = SIEClient("http://recorded", transport=httpx.MockTransport(exchange.respond))
+    vectors = Embedder("test/tiny-embed", client=client).embed(texts)
+    assert [len(vector) for vector in vectors] == [32] * len(texts)
+    assert vectors[0][0] == pytest.approx(-0.12342099, abs=1e-4)
+    client.close()
+
+
+def test_an_embedder_is_told_that_a_model_gives_no_dense_vectors(
+    exchanges: dict[str, Any],
+) -> None:
+    """A server's own words about its cross-encoder."""
+    exchange = exchanges["encode_on_ce"]
+    client = SIEClient("http://recorded", transport=httpx.MockTransport(exchange.respond))
+    with pytest.raises(InvalidRequestError, match="does not support output types"):
+        Embedder("test/tiny-bert-ce", client=client).embed(["what is python"])
+    client.close()

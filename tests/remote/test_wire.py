@@ -503,3 +503,10 @@ def test_an_excerpt_is_one_short_printable_line(body: bytes) -> None:
     line = excerpt(body)
     assert len(line) <= 161
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("item", [{"multivector": [[0.5]]}, {"text": "a", "multivector": [[0.5]]}])
+def test_vectors_are_not_sent(item: dict[str, Any]) -> None:
+    """The protocol has no field for them: a server would ignore them and miss the text."""
+    with pytest.raises(InvalidRequestError, match=r"items\[1\] holds a multivector"):
+        wire.check_items([{"text": "a"}, item])

@@ -11,9 +11,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define VECTOR_WIDTH 16
 #include "kernels.h"
+#include "vectors.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define BLOCK 32 /* rows and columns of four tiles; values of k that a tile instruction takes */
 #define TILE_BYTES 1024
 
@@ -251,12 +252,14 @@ INLINE void pack_keys(const bf16 *k, long stride, int length, int head_size, cha
         }
 }
 
+/* Which 16-bit values of two vectors stand side by side in the lower half of their pairs. */
+static const uint16_t pairs_low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+
 /* Values as tiles: for each 32 keys, for each 16 of the head's size, a tile whose rows hold pairs
  * of keys side by side. Keys behind the end are zero. */
 INLINE void pack_values(const bf16 *v, long stride, int length, int head_size, char *to) {
-    static const uint16_t low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i take_low = _mm512_loadu_si512(low);
+    const __m512i take_low = _mm512_loadu_si512(pairs_low);
     const __m512i take_high = _mm512_add_epi16(take_low, _mm512_set1_epi16(16));
     for (int key = 0; key < length; key += BLOCK)
         for (int i = 0; i < head_size; i += BLOCK, to += 2 * TILE_BYTES)
@@ -439,68 +442,284 @@ static void to_activations(const float *x, int n, void *out) {
         _mm512_storeu_si512(to + i, to_bf16(_mm512_loadu_ps(x + i), _mm512_loadu_ps(x + i + 16)));
 }
 
-/* Float32 by tiles: a float is the sum of three bfloat16 of 8 bits each, to its last bit. Of the
- * nine products of two such sums the six largest are computed; the others are below 2^-24 of the
- * whole, where float32 itself rounds. Six tile products still take half the time of one in
- * float32 vectors. Everything but products is the AVX-512 table's.
+/* Float32 by tiles of bytes. A row of either factor is written as integers of 24 bits, in units of
+ * its largest value / LARGEST, and each integer as three signed digits: d0 2^16 + d1 2^8 + d2.
+ * Of the nine products of two such rows the six largest are summed, in exact integers: what is
+ * left out is below 2^-24 of the largest terms. Row by row, so no token depends on another.
+ * Everything but products is the AVX-512 table's.
  */
-#define PARTS 3
+#define DIGITS 3
+#define DEPTH 64 /* values of k that a tile instruction takes */
+#define WIDTH 16 /* columns of a tile */
+#define LARGEST 8355584.0f /* 0x7f7f00: the largest three digits, and room for rounding */
+#define SMALLEST 0x1p-100f /* rows whose largest value is below are as good as zero */
 
-static size_t packed_bytes_float32(int n, int k) { return PARTS * (size_t)n * k * sizeof(bf16); }
+static int steps_of(int k) { return (k + DEPTH - 1) / DEPTH; }
 
-INLINE float widen(bf16 h) {
-    uint32_t u = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
+/* For each 16 columns: the tiles, three per 64 of k, and the columns' units. */
+static size_t panel_bytes(int k) {
+    return (size_t)steps_of(k) * DIGITS * TILE_BYTES + WIDTH * sizeof(float);
 }
 
-/* As `pack`, with the tiles of the three parts after each other for each 32 x 32 of the weight. */
+static size_t packed_bytes_float32(int n, int k) { return n / WIDTH * panel_bytes(k); }
+
+/* What a row's first digits count, for a largest magnitude of `most`, and by what to multiply it to
+ * get integers. Not a number where the row is not finite, so that no product of it is. */
+INLINE float unit_of(float most, float *inverse) {
+    if (!(most < INFINITY)) {
+        *inverse = 0.0f;
+        return NAN;
+    }
+    if (most < SMALLEST) most = SMALLEST;
+    *inverse = LARGEST / most;
+    return most * (0x1p16f / LARGEST);
+}
+
+/* As three bytes, the highest first. Adding 0x80 to each byte borrows what signed digits need. */
+INLINE void digits_of(int32_t number, int8_t digits[DIGITS]) {
+    const uint32_t bytes = ((uint32_t)number + 0x808080) ^ 0x808080;
+    for (int i = 0; i < DIGITS; i++) digits[i] = (int8_t)(bytes >> (16 - 8 * i));
+}
+
+/* Where in 64 values of k the byte at `place` comes from; `split_row` leaves them so. */
+INLINE int source_of(int place) { return place / 4 % 4 * 16 + place / 16 * 4 + place % 4; }
+
 static void pack_float32(const float *weight, int n, int k, void *out) {
-    bf16 *to = out;
-    const int tile = TILE_BYTES / sizeof(bf16);
-    for (int column = 0; column < n; column += BLOCK)
-        for (int i = 0; i < k; i += BLOCK, to += 2 * PARTS * tile)
-            for (int j = 0; j < BLOCK; j++)
-                for (int l = 0; l < BLOCK; l++) {
-                    float rest = weight[(size_t)(column + j) * k + i + l];
-                    bf16 *at = to + j / 16 * tile + l / 2 * 32 + j % 16 * 2 + l % 2;
-                    for (int part = 0; part < PARTS; part++, at += 2 * tile) {
-                        *at = round_to_bf16(rest);
-                        rest -= widen(*at);
-                    }
-                }
-}
-
-/* Rows of float to three planes of bfloat16 rows, k wide each, beside each other. */
-INLINE void split_rows(const float *input, long stride, int rows, int k, bf16 *out,
-                       long out_stride) {
-    for (int r = 0; r < rows; r++, input += stride, out += out_stride)
-        for (int i = 0; i < k; i += BLOCK) {
-            __m512 low = _mm512_loadu_ps(input + i), high = _mm512_loadu_ps(input + i + 16);
-            for (int part = 0; part < PARTS; part++) {
-                __m512i rounded = to_bf16(low, high);
-                _mm512_storeu_si512(out + part * k + i, rounded);
-                if (part == PARTS - 1) break;
-                __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(rounded));
-                __m512i b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(rounded, 1));
-                low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)));
-                high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)));
+    char *panel = out;
+    for (int column = 0; column < n; column += WIDTH, panel += panel_bytes(k)) {
+        float *units = (float *)(panel + panel_bytes(k)) - WIDTH;
+        for (int j = 0; j < WIDTH; j++) {
+            const float *row = weight + (size_t)(column + j) * k;
+            float most = 0.0f, inverse;
+            for (int i = 0; i < k; i++)
+                if (!(fabsf(row[i]) <= most)) most = fabsf(row[i]);
+            units[j] = unit_of(most, &inverse);
+            for (int i = 0; i < steps_of(k) * DEPTH; i++) {
+                const int at = i / DEPTH * DEPTH + source_of(i % DEPTH);
+                int8_t digits[DIGITS] = {0};
+                if (at < k && inverse > 0.0f) digits_of((int32_t)rintf(row[at] * inverse), digits);
+                char *tile = panel + i / DEPTH * DIGITS * TILE_BYTES;
+                for (int d = 0; d < DIGITS; d++)
+                    tile[d * TILE_BYTES + i % DEPTH / 4 * 64 + j * 4 + i % 4] = digits[d];
             }
         }
+    }
 }
 
-/* Rows that are split at a time: their planes stay in the core's cache for all columns. */
-#define SPLIT_BYTES (768 << 10)
+/* 64 floats to 64 bytes of each digit, a tile apart. */
+INLINE void split_64(const __m512 v[4], __m512 inverse, char *to) {
+    const __m512i shift = _mm512_set1_epi32(0x808080);
+    const __m512i by_digit = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(2, 6, 10, 14, 1, 5, 9, 13, 0, 4, 8, 12, 3, 7, 11, 15));
+    __m512i b[4];
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+        b[i] = _mm512_xor_si512(_mm512_add_epi32(b[i], shift), shift);
+        b[i] = _mm512_shuffle_epi8(b[i], by_digit);
+    }
+    const __m512i low01 = _mm512_unpacklo_epi32(b[0], b[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(b[2], b[3]);
+    const __m512i high01 = _mm512_unpackhi_epi32(b[0], b[1]);
+    const __m512i high23 = _mm512_unpackhi_epi32(b[2], b[3]);
+    _mm512_store_si512(to, _mm512_unpacklo_epi64(low01, low23));
+    _mm512_store_si512(to + TILE_BYTES, _mm512_unpackhi_epi64(low01, low23));
+    _mm512_store_si512(to + 2 * TILE_BYTES, _mm512_unpacklo_epi64(high01, high23));
+}
+
+/* Rows of float as tiles: for each 16 rows, for each 64 of k, one tile per digit. */
+INLINE void split_rows(const float *input, long stride, int rows, int k, char *tiles,
+                       float *units) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    const size_t group_bytes = (size_t)steps_of(k) * DIGITS * TILE_BYTES;
+    for (int r = 0; r < rows; r++, input += stride) {
+        /* As integers magnitudes have the same order, with what is not a number on top. */
+        __m512i top[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        for (int i = 0; i < k; i += 32)
+            for (int j = 0; j < 2; j++)
+                top[j] = _mm512_max_epi32(
+                    top[j],
+                    _mm512_and_si512(_mm512_loadu_si512(input + i + 16 * j), magnitude));
+        const int32_t bits = _mm512_reduce_max_epi32(_mm512_max_epi32(top[0], top[1]));
+        float most, inverse;
+        memcpy(&most, &bits, sizeof most);
+        units[r] = unit_of(most, &inverse);
+        const __m512 by = _mm512_set1_ps(inverse);
+        char *to = tiles + r / 16 * group_bytes + r % 16 * 64;
+        for (int i = 0; i < k; i += DEPTH, to += DIGITS * TILE_BYTES) {
+            __m512 v[4];
+            for (int j = 0; j < 4; j++)
+                v[j] = i + 16 * j < k ? _mm512_loadu_ps(input + i + 16 * j) : _mm512_setzero_ps();
+            split_64(v, by, to);
+        }
+    }
+}
+
+/* Rows that are split at a time: their tiles stay in the core's cache for all columns. */
+#define SPLIT_BYTES (1024 << 10)
 
 INLINE int split_rows_at_once(int k) {
-    int rows = SPLIT_BYTES / (PARTS * k * (int)sizeof(bf16)) / BLOCK * BLOCK;
+    int rows = SPLIT_BYTES / (DIGITS * steps_of(k) * DEPTH) / BLOCK * BLOCK;
     return rows < BLOCK ? BLOCK : rows;
 }
 
-#define LOAD_ROWS(part)                        \
-    _tile_loadd(4, a + (part) * plane, bytes); \
-    _tile_loadd(5, a + (part) * plane + 16 * bytes, bytes)
+INLINE vec to_floats(const int32_t *p) {
+    return (vec)_mm512_cvtepi32_ps(_mm512_load_si512(p));
+}
+
+/* A finished block of 32 x 16: the sums of equal digits' places, of two tiles of rows. */
+typedef struct {
+    const int32_t *sums; /* [2, 3, 16, 16] */
+    const float *row_units;
+    vec column_units, bias;
+    float *out;
+    long out_stride;
+    int row;
+} pending_sums;
+
+INLINE void finish_sums(pending_sums *p, int rows, enum sie_epilogue epilogue) {
+    const vec byte = splat(0x1p-8f);
+    for (int i = 0; i < rows && p->row < BLOCK; i++, p->row++) {
+        const int32_t *at = p->sums + p->row / 16 * DIGITS * 256 + p->row % 16 * WIDTH;
+        vec v = to_floats(at + 2 * 256) * byte + to_floats(at + 256);
+        v = v * byte + to_floats(at);
+        v = finish(v * p->column_units * splat(p->row_units[p->row]), p->bias, epilogue);
+        float *out = p->out + p->row * p->out_stride;
+        if (epilogue == SIE_ADD) v += load(out);
+        store(out, v);
+    }
+}
+
+/* Tiles 0 to 2 sum the places of the first 16 rows, 3 to 5 those of the second. */
+#define LOAD_A(group, digit) _tile_loadd(6, a + (group) * group_bytes + (digit) * TILE_BYTES, 64)
+#define LOAD_B(digit) _tile_loadd(7, b + (digit) * TILE_BYTES, 64)
+
+INLINE void multiply_float32_as(const sie_product *p, void *scratch, enum sie_epilogue epilogue) {
+    int32_t sums[2][2 * DIGITS * 256] __attribute__((aligned(64)));
+    const int at_once = split_rows_at_once(p->k), steps = steps_of(p->k);
+    const size_t group_bytes = (size_t)steps * DIGITS * TILE_BYTES;
+    char *tiles = (char *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    float *units = (float *)(tiles + at_once / 16 * group_bytes);
+    const int rows_a_step = (BLOCK + steps - 1) / steps;
+    configure_tiles();
+    for (int block = 0; block < p->rows; block += at_once) {
+        const int rows = p->rows - block < at_once ? p->rows - block : at_once;
+        split_rows((const float *)p->input + block * p->input_stride, p->input_stride, rows, p->k,
+                   tiles, units);
+        pending_sums pending = {.row = BLOCK};
+        int turn = 0;
+        for (int column = 0; column < p->n; column += WIDTH) {
+            const char *panel = (const char *)p->weight + column / WIDTH * panel_bytes(p->k);
+            for (int row = 0; row < rows; row += BLOCK, turn ^= 1) {
+                const char *a = tiles + row / 16 * group_bytes, *b = panel;
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+                _tile_zero(4);
+                _tile_zero(5);
+                float *out = (float *)p->out + (block + row) * p->out_stride + column;
+                for (int step = 0; step < steps;
+                     step++, a += DIGITS * TILE_BYTES, b += DIGITS * TILE_BYTES) {
+                    LOAD_A(0, 0);
+                    LOAD_B(0);
+                    _tile_dpbssd(0, 6, 7);
+                    LOAD_B(1);
+                    _tile_dpbssd(1, 6, 7);
+                    LOAD_A(0, 1);
+                    _tile_dpbssd(2, 6, 7);
+                    LOAD_B(0);
+                    _tile_dpbssd(1, 6, 7);
+                    LOAD_A(1, 0);
+                    _tile_dpbssd(3, 6, 7);
+                    LOAD_B(2);
+                    _tile_dpbssd(5, 6, 7);
+                    LOAD_A(0, 0);
+                    _tile_dpbssd(2, 6, 7);
+                    LOAD_A(0, 2);
+                    LOAD_B(0);
+                    _tile_dpbssd(2, 6, 7);
+                    LOAD_A(1, 2);
+                    _tile_dpbssd(5, 6, 7);
+                    LOAD_A(1, 1);
+                    _tile_dpbssd(4, 6, 7);
+                    LOAD_B(1);
+                    _tile_dpbssd(5, 6, 7);
+                    LOAD_A(1, 0);
+                    _tile_dpbssd(4, 6, 7);
+                    for (int r = step * rows_a_step; r < (step + 1) * rows_a_step && r < BLOCK; r++)
+                        __builtin_prefetch(out + r * p->out_stride, 1);
+                    finish_sums(&pending, rows_a_step, epilogue);
+                }
+                int32_t *to = sums[turn];
+                _tile_stored(0, to, 64);
+                _tile_stored(1, to + 256, 64);
+                _tile_stored(2, to + 2 * 256, 64);
+                _tile_stored(3, to + 3 * 256, 64);
+                _tile_stored(4, to + 4 * 256, 64);
+                _tile_stored(5, to + 5 * 256, 64);
+                pending = (pending_sums){
+                    .sums = to,
+                    .row_units = units + row,
+                    .column_units = load((const float *)(panel + group_bytes)),
+                    .bias = load(p->bias + column),
+                    .out = out,
+                    .out_stride = p->out_stride,
+                    .row = 0,
+                };
+            }
+        }
+        finish_sums(&pending, BLOCK, epilogue);
+    }
+    _tile_release();
+}
+
+static void multiply_float32(const sie_product *p, void *scratch) {
+    switch (p->epilogue) {
+        case SIE_STORE: multiply_float32_as(p, scratch, SIE_STORE); break;
+        case SIE_GELU: multiply_float32_as(p, scratch, SIE_GELU); break;
+        case SIE_GELU_TANH: multiply_float32_as(p, scratch, SIE_GELU_TANH); break;
+        case SIE_RELU: multiply_float32_as(p, scratch, SIE_RELU); break;
+        case SIE_ADD: multiply_float32_as(p, scratch, SIE_ADD); break;
+    }
+}
+
+static size_t multiply_scratch_bytes_float32(int k) {
+    const size_t rows = split_rows_at_once(k);
+    return rows * ((size_t)DIGITS * steps_of(k) * DEPTH + sizeof(float)) + 64;
+}
+
+/* Attention in float32 by bfloat16 tiles: a float is the sum of three bfloat16 of 8 bits each, to
+ * its last bit, and again the six largest of nine products are summed. Heads are too narrow, and
+ * weights of too many sizes, for one unit per row.
+ */
+#define PARTS 3
+
+INLINE void split_32(__m512 low, __m512 high, __m512i parts[PARTS]) {
+    for (int part = 0; part < PARTS; part++) {
+        parts[part] = to_bf16(low, high);
+        if (part == PARTS - 1) break;
+        __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(parts[part]));
+        __m512i b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(parts[part], 1));
+        low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)));
+        high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)));
+    }
+}
+
+/* The parts of 32 floats of row `row`; zero from `length` on. */
+INLINE void split_row_of(const float *x, long stride, int row, int length, __m512i parts[PARTS]) {
+    if (row < length) {
+        split_32(_mm512_loadu_ps(x + row * stride), _mm512_loadu_ps(x + row * stride + 16), parts);
+    } else {
+        for (int part = 0; part < PARTS; part++) parts[part] = _mm512_setzero_si512();
+    }
+}
+
+/* A 32 x 32 product: rows of `a` in planes of a part each, columns in tiles, for each 32 of k two
+ * of the first part, two of the second, two of the third. */
+#define BLOCK_TILES (2 * PARTS)
+#define LOAD_ROWS(part)                          \
+    _tile_loadd(4, a + (part) * plane, a_bytes); \
+    _tile_loadd(5, a + (part) * plane + 16 * a_bytes, a_bytes)
 #define LOAD_COLUMNS(part)                           \
     _tile_loadd(6, b + 2 * (part) * TILE_BYTES, 64); \
     _tile_loadd(7, b + (2 * (part) + 1) * TILE_BYTES, 64)
@@ -510,56 +729,176 @@ INLINE int split_rows_at_once(int k) {
     _tile_dpbf16ps(2, 5, 6); \
     _tile_dpbf16ps(3, 5, 7)
 
-static void multiply_float32(const sie_product *p, void *scratch) {
-    float sums[BLOCK * BLOCK] __attribute__((aligned(64)));
-    bf16 *planes = (bf16 *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
-    const long stride = PARTS * p->k + BLOCK, bytes = stride * sizeof(bf16);
-    const long plane = p->k * sizeof(bf16);
-    configure_tiles();
-    const int at_once = split_rows_at_once(p->k);
-    for (int block = 0; block < p->rows; block += at_once) {
-        const int rows = p->rows - block < at_once ? p->rows - block : at_once;
-        split_rows((const float *)p->input + block * p->input_stride, p->input_stride, rows, p->k,
-                   planes, stride);
-        for (int column = 0; column < p->n; column += BLOCK) {
-            const char *panel =
-                (const char *)p->weight + (size_t)column * p->k * PARTS * sizeof(bf16);
-            for (int row = 0; row < rows; row += BLOCK) {
-                const char *a = (const char *)planes + row * bytes, *b = panel;
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-                for (int i = 0; i < p->k; i += BLOCK, a += 64, b += 2 * PARTS * TILE_BYTES) {
-                    LOAD_ROWS(0);
-                    LOAD_COLUMNS(2);
-                    MULTIPLY;
-                    LOAD_COLUMNS(1);
-                    MULTIPLY;
-                    LOAD_COLUMNS(0);
-                    MULTIPLY;
-                    LOAD_ROWS(2);
-                    MULTIPLY;
-                    LOAD_ROWS(1);
-                    MULTIPLY;
-                    LOAD_COLUMNS(1);
-                    MULTIPLY;
+INLINE void multiply_parts(const char *a, long a_bytes, long plane, const char *b, int steps,
+                           float *to, long to_stride) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int i = 0; i < steps; i++, a += 64, b += BLOCK_TILES * TILE_BYTES) {
+        LOAD_ROWS(0);
+        LOAD_COLUMNS(2);
+        MULTIPLY;
+        LOAD_COLUMNS(1);
+        MULTIPLY;
+        LOAD_COLUMNS(0);
+        MULTIPLY;
+        LOAD_ROWS(2);
+        MULTIPLY;
+        LOAD_ROWS(1);
+        MULTIPLY;
+        LOAD_COLUMNS(1);
+        MULTIPLY;
+    }
+    _tile_stored(0, to, to_stride * sizeof(float));
+    _tile_stored(1, to + 16, to_stride * sizeof(float));
+    _tile_stored(2, to + 16 * to_stride, to_stride * sizeof(float));
+    _tile_stored(3, to + 16 * to_stride + 16, to_stride * sizeof(float));
+}
+
+/* As `pack_keys`, in blocks of 32 keys. */
+INLINE void pack_keys_float32(const float *k, long stride, int length, int head_size, char *to) {
+    for (int key = 0; key < length; key += BLOCK)
+        for (int i = 0; i < head_size; i += BLOCK, to += BLOCK_TILES * TILE_BYTES)
+            for (int half = 0; half < 2; half++) {
+                __m512i rows[PARTS][16];
+                for (int r = 0; r < 16; r++) {
+                    __m512i parts[PARTS];
+                    split_row_of(k + i, stride, key + half * 16 + r, length, parts);
+                    for (int part = 0; part < PARTS; part++) rows[part][r] = parts[part];
                 }
-                _tile_stored(0, sums, BLOCK * sizeof(float));
-                _tile_stored(1, sums + 16, BLOCK * sizeof(float));
-                _tile_stored(2, sums + 16 * BLOCK, BLOCK * sizeof(float));
-                _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * sizeof(float));
-                sie_avx512_kernels.finish(
-                    sums, BLOCK, p->bias + column, p->epilogue,
-                    (float *)p->out + (block + row) * p->out_stride + column, p->out_stride);
+                for (int part = 0; part < PARTS; part++) {
+                    char *tile = to + (2 * part + half) * TILE_BYTES;
+                    transpose_16x16(rows[part]);
+                    for (int r = 0; r < 16; r++) _mm512_store_si512(tile + r * 64, rows[part][r]);
+                }
+            }
+}
+
+/* As `pack_values`, with what one block of 32 columns needs in a row. */
+INLINE void pack_values_float32(const float *v, long stride, int length, int head_size, char *to) {
+    const __m512i take_low = _mm512_loadu_si512(pairs_low);
+    const __m512i take_high = _mm512_add_epi16(take_low, _mm512_set1_epi16(16));
+    for (int i = 0; i < head_size; i += BLOCK)
+        for (int key = 0; key < length; key += BLOCK, to += BLOCK_TILES * TILE_BYTES)
+            for (int pair = 0; pair < 16; pair++) {
+                __m512i a[PARTS], b[PARTS];
+                split_row_of(v + i, stride, key + 2 * pair, length, a);
+                split_row_of(v + i, stride, key + 2 * pair + 1, length, b);
+                for (int part = 0; part < PARTS; part++) {
+                    char *tile = to + 2 * part * TILE_BYTES + pair * 64;
+                    _mm512_store_si512(tile, _mm512_permutex2var_epi16(a[part], take_low, b[part]));
+                    _mm512_store_si512(tile + TILE_BYTES,
+                                       _mm512_permutex2var_epi16(a[part], take_high, b[part]));
+                }
+            }
+}
+
+/* Weights e^(s - top) of one row over all keys, in planes, zero up to the next 32; returns their
+ * sum. Writes behind the row's end, within `padded`. */
+INLINE float weigh_row_float32(float *scores, bf16 *weights, long plane, int length, int padded,
+                               vec scale) {
+    for (int j = length; j < padded; j++) scores[j] = -INFINITY;
+    vec top = load(scores), total = {0};
+    for (int j = 16; j < padded; j += 16) top = max2(load(scores + j), top);
+    const vec shift = splat(max_of(top)) * scale;
+    for (int j = 0; j < padded; j += 32) {
+        vec e[2];
+        for (int half = 0; half < 2; half++) {
+            const vec s = load(scores + j + 16 * half);
+            e[half] = exp_of(s * scale - shift);
+            if (j + BLOCK > length) e[half] = choose(s == splat(-INFINITY), splat(0.0f), e[half]);
+            total += e[half];
+        }
+        __m512i parts[PARTS];
+        split_32((__m512)e[0], (__m512)e[1], parts);
+        for (int part = 0; part < PARTS; part++)
+            _mm512_store_si512(weights + part * plane + j, parts[part]);
+    }
+    return sum_of(total);
+}
+
+/* Scratch of `attend_float32`; rows are gapped so that they do not share sets of the cache. */
+typedef struct {
+    size_t keys, values, queries, scores, weights, sums, all;
+} attend_layout;
+
+static attend_layout layout_of(int padded, int head_size) {
+    const size_t packed = (size_t)padded * head_size * PARTS * sizeof(bf16);
+    attend_layout at = {.keys = 0};
+    at.values = packed;
+    at.queries = at.values + packed;
+    at.scores = at.queries + BLOCK * (PARTS * head_size + ROW_GAP) * sizeof(bf16);
+    at.weights = at.scores + BLOCK * ((size_t)padded + ROW_GAP) * sizeof(float);
+    at.sums = at.weights + BLOCK * ((size_t)PARTS * padded + ROW_GAP) * sizeof(bf16);
+    at.all = at.sums + BLOCK * BLOCK * sizeof(float);
+    return at;
+}
+
+static size_t attend_scratch_bytes_float32(int max_seqlen, int head_size) {
+    return layout_of(padded_to(max_seqlen, BLOCK), head_size).all + 64;
+}
+
+static void attend_float32(const void *qkv_, long stride, const int32_t *cu_seqlens,
+                           int num_sequences, int num_heads, int head_size, int window,
+                           void *context, long context_stride, void *scratch) {
+    const int hidden = num_heads * head_size, steps = head_size / BLOCK;
+    const vec scale = splat(1.0f / sqrtf((float)head_size));
+    if (window) {
+        sie_avx512_kernels.attend(qkv_, stride, cu_seqlens, num_sequences, num_heads, head_size,
+                                  window, context, context_stride, scratch);
+        return;
+    }
+    char *base = (char *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    configure_tiles();
+    for (int s = 0; s < num_sequences; s++) {
+        const int length = cu_seqlens[s + 1] - cu_seqlens[s], padded = padded_to(length, BLOCK);
+        const attend_layout at = layout_of(padded, head_size);
+        const long score_stride = padded + ROW_GAP, weight_stride = PARTS * padded + ROW_GAP;
+        const long query_stride = PARTS * head_size + ROW_GAP;
+        char *keys = base + at.keys, *values = base + at.values;
+        bf16 *queries = (bf16 *)(base + at.queries), *weights = (bf16 *)(base + at.weights);
+        float *scores = (float *)(base + at.scores), *sums = (float *)(base + at.sums);
+        for (int head = 0; head < num_heads; head++) {
+            const float *q = (const float *)qkv_ + cu_seqlens[s] * stride + head * head_size;
+            pack_keys_float32(q + hidden, stride, length, head_size, keys);
+            pack_values_float32(q + 2 * hidden, stride, length, head_size, values);
+            for (int row = 0; row < length; row += BLOCK) {
+                const int rows = length - row < BLOCK ? length - row : BLOCK;
+                for (int r = 0; r < BLOCK; r++)
+                    for (int i = 0; i < head_size; i += BLOCK) {
+                        __m512i parts[PARTS];
+                        split_row_of(q + i, stride, row + r, length, parts);
+                        for (int part = 0; part < PARTS; part++)
+                            _mm512_storeu_si512(queries + r * query_stride + part * head_size + i,
+                                                parts[part]);
+                    }
+                for (int key = 0; key < padded; key += BLOCK)
+                    multiply_parts((const char *)queries, query_stride * sizeof(bf16),
+                                   head_size * sizeof(bf16),
+                                   keys + (size_t)key / BLOCK * steps * BLOCK_TILES * TILE_BYTES,
+                                   steps, scores + key, score_stride);
+                float share[BLOCK];
+                for (int r = 0; r < rows; r++)
+                    share[r] = 1.0f / weigh_row_float32(scores + r * score_stride,
+                                                        weights + r * weight_stride, padded,
+                                                        length, padded, scale);
+                for (int i = 0; i < head_size; i += BLOCK) {
+                    multiply_parts((const char *)weights, weight_stride * sizeof(bf16),
+                                   padded * sizeof(bf16),
+                                   values + (size_t)i * padded * PARTS * sizeof(bf16),
+                                   padded / BLOCK, sums, BLOCK);
+                    float *out = (float *)context + (cu_seqlens[s] + row) * context_stride +
+                                 head * head_size + i;
+                    for (int r = 0; r < rows; r++, out += context_stride) {
+                        store(out, load(sums + r * BLOCK) * splat(share[r]));
+                        store(out + 16, load(sums + r * BLOCK + 16) * splat(share[r]));
+                    }
+                }
             }
         }
     }
     _tile_release();
-}
-
-static size_t multiply_scratch_bytes_float32(int k) {
-    return split_rows_at_once(k) * ((size_t)PARTS * k + BLOCK) * sizeof(bf16) + 64;
 }
 
 sie_kernels sie_amx_kernels(void) {
@@ -583,5 +922,7 @@ sie_kernels sie_amx_float32_kernels(void) {
     table.pack = pack_float32;
     table.multiply = multiply_float32;
     table.multiply_scratch_bytes = multiply_scratch_bytes_float32;
+    table.attend = attend_float32;
+    table.attend_scratch_bytes = attend_scratch_bytes_float32;
     return table;
 }

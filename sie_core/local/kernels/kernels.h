@@ -44,9 +44,6 @@ typedef struct {
     void (*pack)(const float *weight, int n, int k, void *out);
     void (*multiply)(const sie_product *product, void *scratch);
     size_t (*multiply_scratch_bytes)(int k);
-    /* The epilogue alone, in float32, of sums [rows, 32]. */
-    void (*finish)(const float *sums, int rows, const float *bias, enum sie_epilogue epilogue,
-                   float *out, long out_stride);
     /* Self-attention within each sequence: qkv [total, 3 * hidden] to context [total, hidden].
      * window: how far a token sees to either side; 0 means everything. */
     void (*attend)(const void *qkv, long qkv_stride, const int32_t *cu_seqlens, int num_sequences,

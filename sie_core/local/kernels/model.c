@@ -1,6 +1,7 @@
-/* A post-norm encoder with a classifier (BERT, RoBERTa, XLM-RoBERTa): weights, buffers, one run.
+/* A post-norm encoder (BERT, RoBERTa, XLM-RoBERTa), with or without a classifier: weights, buffers,
+ * one run.
  *
- * The order of work in a run is the function `sie_score` below. Weights are copied when they are
+ * The order of work in a run is the functions `run_layers` and `run_last_for_firsts` below. Weights are copied when they are
  * set, so that the caller's may go, except for the embeddings, which stay where they are.
  */
 #include <math.h>
@@ -18,6 +19,7 @@ typedef struct {
     int32_t activation; /* enum sie_epilogue: SIE_GELU, SIE_GELU_TANH or SIE_RELU */
     int32_t word_format; /* of the word embeddings: SIE_FLOAT32, … */
     float epsilon;
+    int32_t reads_all; /* whether the last layer is computed for all tokens, not for the first */
 } sie_config;
 
 /* The tensors of a layer, float32, row-major [out, in]. */
@@ -95,7 +97,7 @@ EXPORT int sie_supports(const char *name) {
     if (!strcmp(name, "amx") || !strcmp(name, "amx-float32"))
         return avx512 && __builtin_cpu_supports("avx512bf16") &&
                __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-               sie_amx_permitted();
+               __builtin_cpu_supports("amx-int8") && sie_amx_permitted();
     return 0;
 }
 
@@ -137,7 +139,7 @@ EXPORT int sie_model_set_layer(sie_model *model, int index, const sie_layer_weig
     const sie_kernels *kernels = &model->kernels;
     const int hidden = model->config.hidden, intermediate = model->config.intermediate;
     const size_t square = kernels->packed_bytes(hidden, hidden);
-    const int is_last = index == model->config.layers - 1;
+    const int is_last = index == model->config.layers - 1 && !model->config.reads_all;
     layer *l = &model->layers[index];
     *l = (layer){
         .qkv = allocate(is_last ? square : 3 * square),
@@ -176,6 +178,20 @@ EXPORT int sie_model_set_layer(sie_model *model, int index, const sie_layer_weig
     return 1;
 }
 
+/* What the layers of a model hold; see sie_model_set_layer. */
+EXPORT size_t sie_model_num_bytes(const sie_model *model) {
+    const sie_kernels *kernels = &model->kernels;
+    const size_t hidden = model->config.hidden, intermediate = model->config.intermediate;
+    const size_t square = kernels->packed_bytes(hidden, hidden);
+    const size_t each = 4 * square + kernels->packed_bytes(intermediate, hidden) +
+                        kernels->packed_bytes(hidden, intermediate) +
+                        (9 * hidden + intermediate) * sizeof(float);
+    /* Where first tokens alone are read, the last layer has its keys' and values' weights as they
+     * were. */
+    const size_t more = model->config.reads_all ? 0 : hidden * hidden * sizeof(float) - square;
+    return model->config.layers * each + 2 * more;
+}
+
 EXPORT void sie_workspace_free(sie_workspace *workspace) {
     if (!workspace) return;
     free(workspace->memory);
@@ -209,8 +225,9 @@ EXPORT sie_workspace *sie_workspace_new(const sie_model *model, int max_tokens, 
         larger(kernels->attend_scratch_bytes(max_seqlen, c->hidden / c->heads),
                larger(kernels->attend_first_scratch_bytes(max_seqlen, c->heads,
                                                           c->hidden / c->heads),
-                      larger(kernels->multiply_scratch_bytes(c->intermediate),
-                             kernels->multiply_scratch_bytes(c->hidden))));
+                      larger((c->hidden + max_seqlen) * sizeof(float), /* attend_across */
+                             larger(kernels->multiply_scratch_bytes(c->intermediate),
+                                    kernels->multiply_scratch_bytes(c->hidden)))));
     const int is_shared = size == sizeof(float); /* float32 activations are x itself */
     const struct {
         void *at;
@@ -328,21 +345,70 @@ static void finish_layer(const sie_workspace *w, const layer *l, int rows, const
                         model->config.epsilon, activations, w->stride);
 }
 
-/* One packed batch: token ids, type ids and positions [total] to logits [num_sequences, labels].
- * types may be NULL where every token is of the first type. */
-EXPORT void sie_score(sie_workspace *w, const int32_t *ids, const int32_t *types,
-                      const int32_t *positions, const int32_t *cu_seqlens, int num_sequences,
-                      float *logits) {
+static float read_activation(const void *row, int bytes, size_t at) {
+    if (bytes == sizeof(float)) return ((const float *)row)[at];
+    const uint32_t bits = (uint32_t)((const uint16_t *)row)[at] << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+/* Attention of a span's tokens to another span's, for the few that no token sees: a query's masks.
+ * In plain C: there are about 30 of them in a call. `scratch` holds a row and a span of floats. */
+static void attend_across(const sie_workspace *w, int begin, int end, int key_begin, int key_end) {
+    const sie_config *c = &w->model->config;
+    const sie_kernels *kernels = &w->model->kernels;
+    const int bytes = (int)kernels->activation_bytes, head_size = c->hidden / c->heads;
+    const float scale = 1.0f / sqrtf((float)head_size);
+    float *row = w->scratch, *weights = row + c->hidden;
+    for (int token = begin; token < end; token++) {
+        const char *query = w->qkv + (size_t)token * w->qkv_stride * bytes;
+        for (int head = 0; head < c->heads; head++) {
+            const int at = head * head_size;
+            float largest = -INFINITY, sum = 0;
+            for (int key = key_begin; key < key_end; key++) {
+                const char *other = w->qkv + (size_t)key * w->qkv_stride * bytes;
+                float score = 0;
+                for (int i = at; i < at + head_size; i++)
+                    score += read_activation(query, bytes, i) *
+                             read_activation(other, bytes, c->hidden + i);
+                weights[key - key_begin] = score * scale;
+                largest = fmaxf(largest, score * scale);
+            }
+            for (int key = 0; key < key_end - key_begin; key++)
+                sum += weights[key] = expf(weights[key] - largest);
+            memset(row + at, 0, head_size * sizeof(float));
+            for (int key = key_begin; key < key_end; key++) {
+                const char *other = w->qkv + (size_t)key * w->qkv_stride * bytes;
+                const float weight = weights[key - key_begin] / sum;
+                for (int i = at; i < at + head_size; i++)
+                    row[i] += weight * read_activation(other, bytes, 2 * c->hidden + i);
+            }
+        }
+        kernels->to_activations(row, c->hidden, w->context + (size_t)token * w->stride * bytes);
+    }
+}
+
+typedef struct {
+    const int32_t *ids, *types, *positions; /* [total]; no types: every token is of the first */
+    const int32_t *cu_seqlens; /* [count + 1] */
+    /* For every span the one whose tokens it sees; NULL where each sees its own. */
+    const int32_t *sees;
+    int count;
+} sie_batch;
+
+/* Embeddings, and the first `count` layers for all tokens: x, and what the next layer reads. */
+static void run_layers(sie_workspace *w, const sie_batch *b, int count) {
     const sie_model *model = w->model;
     const sie_config *c = &model->config;
     const sie_kernels *kernels = &model->kernels;
-    const int total = cu_seqlens[num_sequences], rows = padded_rows(kernels, total);
+    const int total = b->cu_seqlens[b->count], rows = padded_rows(kernels, total);
     const int head_size = c->hidden / c->heads;
 
-    embed(w, ids, types, positions, total);
+    embed(w, b->ids, b->types, b->positions, total);
     kernels->layer_norm(w->x, w->stride, rows, c->hidden, model->outer.norm,
                         model->outer.norm_bias, c->epsilon, w->activations, w->stride);
-    for (int i = 0; i < c->layers - 1; i++) {
+    for (int i = 0; i < count; i++) {
         const layer *l = &model->layers[i];
         kernels->multiply(&(sie_product){.input = w->activations, .input_stride = w->stride,
                                          .rows = rows, .weight = l->qkv, .bias = l->qkv_bias,
@@ -350,18 +416,25 @@ EXPORT void sie_score(sie_workspace *w, const int32_t *ids, const int32_t *types
                                          .epilogue = SIE_STORE, .out = w->qkv,
                                          .out_stride = w->qkv_stride},
                           w->scratch);
-        kernels->attend(w->qkv, w->qkv_stride, cu_seqlens, num_sequences, c->heads, head_size, 0,
+        kernels->attend(w->qkv, w->qkv_stride, b->cu_seqlens, b->count, c->heads, head_size, 0,
                         w->context, w->stride, w->scratch);
+        for (int s = 0; b->sees && s < b->count; s++)
+            if (b->sees[s] != s)
+                attend_across(w, b->cu_seqlens[s], b->cu_seqlens[s + 1],
+                              b->cu_seqlens[b->sees[s]], b->cu_seqlens[b->sees[s] + 1]);
         finish_layer(w, l, rows, w->context, w->x, w->activations);
     }
+}
 
-    /* The score needs the first token alone, so the last layer is computed for it alone. */
-    const layer *last = &model->layers[c->layers - 1];
-    const int firsts = padded_rows(kernels, num_sequences);
-    const size_t row_bytes = c->hidden * sizeof(float);
+/* The last layer for each sequence's first token alone: w->first. */
+static void run_last_for_firsts(sie_workspace *w, const sie_batch *b) {
+    const sie_config *c = &w->model->config;
+    const sie_kernels *kernels = &w->model->kernels;
+    const layer *last = &w->model->layers[c->layers - 1];
+    const int num_sequences = b->count, firsts = padded_rows(kernels, num_sequences);
     for (int s = 0; s < num_sequences; s++) {
         float *first = w->first + (size_t)s * w->stride;
-        memcpy(first, w->x + (size_t)cu_seqlens[s] * w->stride, row_bytes);
+        memcpy(first, w->x + (size_t)b->cu_seqlens[s] * w->stride, c->hidden * sizeof(float));
         kernels->to_activations(first, c->hidden,
                                 w->first_activations +
                                     (size_t)s * w->stride * kernels->activation_bytes);
@@ -372,21 +445,50 @@ EXPORT void sie_score(sie_workspace *w, const int32_t *ids, const int32_t *types
                                      .n = c->hidden, .k = c->hidden, .epilogue = SIE_ADD,
                                      .out = w->queries, .out_stride = w->stride},
                       w->scratch);
-    kernels->attend_first(w->x, w->stride, cu_seqlens, num_sequences, c->heads, head_size,
-                          w->queries, last->key, last->value, last->qkv_bias + 2 * c->hidden,
-                          w->first_context_float, w->stride, w->scratch);
+    kernels->attend_first(w->x, w->stride, b->cu_seqlens, num_sequences, c->heads,
+                          c->hidden / c->heads, w->queries, last->key, last->value,
+                          last->qkv_bias + 2 * c->hidden, w->first_context_float, w->stride,
+                          w->scratch);
     for (int s = 0; s < num_sequences; s++)
         kernels->to_activations(
             w->first_context_float + (size_t)s * w->stride, c->hidden,
             w->first_context + (size_t)s * w->stride * kernels->activation_bytes);
     finish_layer(w, last, firsts, w->first_context, w->first, w->first_activations);
+}
+
+/* The last hidden states of a batch: of all tokens [total, hidden] if the model reads all, else of
+ * each sequence's first [count, hidden]. */
+EXPORT void sie_hidden(sie_workspace *w, const sie_batch *b, float *out) {
+    const sie_config *c = &w->model->config;
+    const float *from = w->x;
+    int rows = b->cu_seqlens[b->count];
+    if (c->reads_all) {
+        run_layers(w, b, c->layers);
+    } else {
+        run_layers(w, b, c->layers - 1);
+        run_last_for_firsts(w, b);
+        from = w->first;
+        rows = b->count;
+    }
+    for (int row = 0; row < rows; row++)
+        memcpy(out + (size_t)row * c->hidden, from + (size_t)row * w->stride,
+               c->hidden * sizeof(float));
+}
+
+/* One packed batch to logits [count, labels]: the score needs the first tokens alone. */
+EXPORT void sie_score(sie_workspace *w, const sie_batch *b, float *logits) {
+    const sie_model *model = w->model;
+    const sie_config *c = &model->config;
+    const sie_kernels *kernels = &model->kernels;
+    run_layers(w, b, c->layers - 1);
+    run_last_for_firsts(w, b);
 
     /* The head: dense, tanh, classifier; the queries' buffer has done its work. */
-    kernels->dense(w->first, w->stride, num_sequences, model->outer.dense,
-                   model->outer.dense_bias, c->hidden, c->hidden, w->queries, w->stride);
-    for (int s = 0; s < num_sequences; s++)
+    kernels->dense(w->first, w->stride, b->count, model->outer.dense, model->outer.dense_bias,
+                   c->hidden, c->hidden, w->queries, w->stride);
+    for (int s = 0; s < b->count; s++)
         for (int i = 0; i < c->hidden; i++)
             w->queries[(size_t)s * w->stride + i] = tanhf(w->queries[(size_t)s * w->stride + i]);
-    kernels->dense(w->queries, w->stride, num_sequences, model->outer.classifier,
+    kernels->dense(w->queries, w->stride, b->count, model->outer.classifier,
                    model->outer.classifier_bias, c->labels, c->hidden, logits, c->labels);
 }

@@ -1,8 +1,9 @@
-"""SIE reranking for LangChain: in your own process, or against an SIE server."""
+"""SIE reranking and embeddings for LangChain: in your own process, or against an SIE server."""
 
 from __future__ import annotations
 
 from sie_langchain.cross_encoder import SIECrossEncoder
+from sie_langchain.embeddings import SIEEmbeddings
 from sie_langchain.reranker import RerankInput, SIEReranker
 
-__all__ = ["RerankInput", "SIECrossEncoder", "SIEReranker"]
+__all__ = ["RerankInput", "SIECrossEncoder", "SIEEmbeddings", "SIEReranker"]

@@ -1,10 +1,11 @@
-"""The fields that say which model scores, and where: shared by all components of this package."""
+"""The fields that say which model answers, and where: shared by all components of this package."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -17,17 +18,18 @@ from pydantic import (
     model_validator,
 )
 
+from sie_core.client_holder import ClientHolder
 from sie_core.errors import InvalidRequestError
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
+from sie_core.types import Mode, RerankSpace
 
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
 
 
 class SIEBackend(BaseModel):
-    """Hold one `Reranker`, made from the fields, which cannot be assigned afterwards.
+    """Hold what calls the model, made from the fields, which cannot be assigned afterwards.
 
     `model_copy(update={...})` gives a changed copy. Nothing is loaded before the first call. A
     copy keeps `api_key` and `token`; a pickle does not, and the process that unpickles it reads
@@ -44,29 +46,18 @@ class SIEBackend(BaseModel):
         hide_input_in_errors=True,
     )
 
-    model: str = Field(default=DEFAULT_MODEL, frozen=True)
+    model: str = Field(frozen=True)
     """Model name or folder."""
     base_url: str | None = Field(default=None, frozen=True)
     """Address of an SIE server; None means `SIE_BASE_URL`, else in this process."""
     api_key: SecretStr | None = Field(default=None, frozen=True, exclude=True)
     """Sent to that server only; None means `SIE_API_KEY`. Not part of a dump or pickle."""
-    client: SkipValidation[ScoringClient | None] = Field(
-        default=None, frozen=True, exclude=True, repr=False
-    )
+    client: SkipValidation[Any] = Field(default=None, frozen=True, exclude=True, repr=False)
     """A client to use instead, also one of SIE's own package; it stays the caller's to close."""
-    async_client: SkipValidation[AsyncScoringClient | None] = Field(
-        default=None, frozen=True, exclude=True, repr=False
-    )
+    async_client: SkipValidation[Any] = Field(default=None, frozen=True, exclude=True, repr=False)
     """The same for async calls; without one, a given `client` runs in a thread."""
-    fallback: SkipValidation[Fallback | Sequence[Fallback] | None] = Field(
-        default=None, frozen=True, repr=False
-    )
-    """Who answers where that fails: `local`, `retrieval_order`, another address or client, or a
-    list of them, asked in turn; None raises the error. One with clients is not part of a dump."""
-    hedge_after_ms: float | None = Field(default=None, frozen=True)
-    """Ask the next of them too where there is no answer after this time."""
     options: Mapping[str, Any] | None = Field(default=None, frozen=True)
-    """Passed on to the client's `score`, such as `{"max_length": 256}`."""
+    """Passed on to the client, such as `{"max_length": 256}`."""
     gpu: str | None = Field(default=None, frozen=True)
     """Machine profile on a remote cluster, such as `l4`."""
     wait_for_capacity: bool = Field(default=False, frozen=True)
@@ -74,10 +65,6 @@ class SIEBackend(BaseModel):
     timeout_seconds: float | None = Field(default=None, frozen=True)
     """Bound on one whole call, retries and loading included; None means 180 on a server, and no
     bound in-process. `timeout_s` is accepted too."""
-    instruction: str | None = None
-    """Put before the query, for models trained with instructions."""
-    score_space: ScoreSpace | None = None
-    """`raw` logits or `probability`; None means what the model's own config says."""
     device: str | Sequence[str] | None = Field(default=None, frozen=True)
     """In-process: `cuda`, `cuda:1`, `cpu`, `mps`, or a list of CUDA devices that share the work;
     None means CUDA if there, else CPU."""
@@ -90,9 +77,9 @@ class SIEBackend(BaseModel):
     """In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that this process
     may use."""
     max_length: int | None = Field(default=None, frozen=True)
-    """Tokens per pair; None means the model's own maximum."""
+    """Tokens per pair, or per text to embed; None means the model's own maximum."""
     batch_size: int | None = Field(default=None, frozen=True)
-    """Pairs per forward pass at most; None lets the token budget alone decide."""
+    """Pairs, or texts, per forward pass at most; None lets the token budget alone decide."""
     revision: str | None = Field(default=None, frozen=True)
     """Branch, tag or commit of the model on the hub."""
     token: SecretStr | None = Field(default=None, frozen=True, exclude=True)
@@ -100,7 +87,7 @@ class SIEBackend(BaseModel):
     cache_dir: str | Path | None = Field(default=None, frozen=True)
     """Folder for weights; None means `SIE_CACHE_DIR`, else the platform's."""
 
-    _reranker: Reranker = PrivateAttr()
+    _holder: ClientHolder = PrivateAttr()
 
     @model_validator(mode="before")
     @classmethod
@@ -108,9 +95,9 @@ class SIEBackend(BaseModel):
         return rename(values, "timeout_s", "timeout_seconds")
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make the reranker, which checks the fields."""
+        """Make the holder, which checks the fields."""
         super().model_post_init(context)
-        self._reranker = self._make_reranker()
+        self._holder = self._make_holder()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy, with the fields in `update` changed."""
@@ -124,6 +111,73 @@ class SIEBackend(BaseModel):
         state = super().__getstate__()
         return state | {"__dict__": state["__dict__"] | dict.fromkeys(_SECRETS)}
 
+    def warm_up(self) -> None:
+        """Fetch and load the model now, so that the first call does not pay for it."""
+        self._holder.warm_up()
+
+    async def awarm_up(self) -> None:
+        """Do what `warm_up` does, without blocking the event loop."""
+        await self._holder.awarm_up()
+
+    def close(self) -> None:
+        """Release the model; the next call opens it again. May be called twice."""
+        self._holder.close()
+
+    async def aclose(self) -> None:
+        """Do what `close` does, without blocking the event loop."""
+        await self._holder.aclose()
+
+    @abstractmethod
+    def _make_holder(self) -> ClientHolder:
+        """Make what calls the model."""
+
+    @property
+    def _backend_settings(self) -> dict[str, Any]:
+        """The arguments of every kind of holder."""
+        return {
+            "base_url": self.base_url,
+            "api_key": _revealed(self.api_key),
+            "client": self.client,
+            "async_client": self.async_client,
+            "options": self.options,
+            "gpu": self.gpu,
+            "wait_for_capacity": self.wait_for_capacity,
+            "timeout_seconds": self.timeout_seconds,
+            "device": self.device,
+            "mode": self.mode,
+            "dtype": self.dtype,
+            "num_threads": self.num_threads,
+            "max_length": self.max_length,
+            "batch_size": self.batch_size,
+            "revision": self.revision,
+            "token": _revealed(self.token),
+            "cache_dir": self.cache_dir,
+        }
+
+
+class SIEScoring(SIEBackend):
+    """Hold a `Reranker`: what all components share that score."""
+
+    model: str = Field(default=DEFAULT_MODEL, frozen=True)
+    """Model name or folder."""
+    fallback: SkipValidation[Fallback | Sequence[Fallback] | None] = Field(
+        default=None, frozen=True, repr=False
+    )
+    """Who answers where that fails: `local`, `retrieval_order`, another address or client, or a
+    list of them, asked in turn; None raises the error. One with clients is not part of a dump."""
+    hedge_after_ms: float | None = Field(default=None, frozen=True)
+    """Ask the next of them too where there is no answer after this time."""
+    instruction: str | None = None
+    """Put before the query, for models trained with instructions."""
+    score_space: RerankSpace | None = None
+    """`raw` logits, `probability`, or `calibrated` by what `sie calibrate` fitted; None means what
+    the model's own config says."""
+    calibration: str | Path | None = Field(default=None, frozen=True)
+    """For `calibrated`: a file; None means the one that was stored under the model's name."""
+
+    lora: str | None = Field(default=None, frozen=True)
+    """Adapter to score with: a folder, or a name on the hub or the server."""
+
     @field_serializer("fallback")
     def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
         """Keep names and addresses; clients belong to this process, and may hold secrets."""
@@ -132,44 +186,18 @@ class SIEBackend(BaseModel):
         is_named = isinstance(fallback, Sequence) and all(isinstance(it, str) for it in fallback)
         return list(fallback) if is_named else None
 
-    def warm_up(self) -> None:
-        """Fetch and load the model now, so that the first call does not pay for it."""
-        self._reranker.warm_up()
+    @property
+    def _reranker(self) -> Reranker:
+        return cast("Reranker", self._holder)
 
-    async def awarm_up(self) -> None:
-        """Do what `warm_up` does, without blocking the event loop."""
-        await self._reranker.awarm_up()
-
-    def close(self) -> None:
-        """Release the model; the next call opens it again. May be called twice."""
-        self._reranker.close()
-
-    async def aclose(self) -> None:
-        """Do what `close` does, without blocking the event loop."""
-        await self._reranker.aclose()
-
-    def _make_reranker(self) -> Reranker:
+    def _make_holder(self) -> Reranker:
         return Reranker(
             self.model,
-            base_url=self.base_url,
-            api_key=_revealed(self.api_key),
-            client=self.client,
-            async_client=self.async_client,
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
-            options=self.options,
-            gpu=self.gpu,
-            wait_for_capacity=self.wait_for_capacity,
-            timeout_seconds=self.timeout_seconds,
-            device=self.device,
-            mode=self.mode,
-            dtype=self.dtype,
-            num_threads=self.num_threads,
-            max_length=self.max_length,
-            batch_size=self.batch_size,
-            revision=self.revision,
-            token=_revealed(self.token),
-            cache_dir=self.cache_dir,
+            lora=self.lora,
+            calibration=self.calibration,
+            **self._backend_settings,
         )
 
 

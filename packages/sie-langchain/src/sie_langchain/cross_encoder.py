@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from langchain_core.cross_encoders import BaseCrossEncoder
 
-from sie_langchain.backend import SIEBackend
+from sie_langchain.backend import SIEScoring
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ UNSCORED = float("-inf")
 """The score of a pair that was not measured: it sorts behind everything that was."""
 
 
-class SIECrossEncoder(SIEBackend, BaseCrossEncoder):
+class SIECrossEncoder(SIEScoring, BaseCrossEncoder):
     """Score pairs of texts, for LangChain's `CrossEncoderReranker` and the like.
 
     Bare numbers cannot say who gave them. With `fallback="retrieval_order"` every score of a

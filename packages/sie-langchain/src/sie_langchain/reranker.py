@@ -11,16 +11,17 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import model_validator
 
 from sie_core.errors import InvalidRequestError
-from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
-from sie_langchain.backend import SIEBackend, rename
+from sie_core.fusion import check_retrieval_weight
+from sie_core.ranking import MARK_KEYS, MODEL_SCORE_KEY, check_score_threshold, check_top_k
+from sie_langchain.backend import SIEScoring, rename
 
 if TYPE_CHECKING:
-    from sie_core.ranking import Ranking
+    from sie_core.ranking import RankedEntry, Ranking
 
 SCORE_KEY = "relevance_score"
 """Where LangChain's rerankers put the score in a document's metadata."""
 
-_STALE_KEYS = {SCORE_KEY, *MARK_KEYS}
+_STALE_KEYS = {SCORE_KEY, MODEL_SCORE_KEY, *MARK_KEYS}
 """What an earlier stage may have written, and speaks of that stage only."""
 
 _MAX_TRACED_SCORES = 10
@@ -34,7 +35,7 @@ class RerankInput(TypedDict):
     documents: Sequence[Document]
 
 
-class SIEReranker(SIEBackend, BaseDocumentCompressor):
+class SIEReranker(SIEScoring, BaseDocumentCompressor):
     """Order documents by relevance to a query, best first.
 
     It is a document compressor, for `ContextualCompressionRetriever`. Documents come back as
@@ -48,6 +49,11 @@ class SIEReranker(SIEBackend, BaseDocumentCompressor):
     """Keep at most this many documents; None keeps all. `top_k` is accepted too."""
     score_threshold: float | None = None
     """Keep documents with `score >= score_threshold`; None keeps all."""
+    fuse_retrieval_score: float | None = None
+    """Weight of the retriever's score, from 0 to 1, which is mixed with the model's; None leaves it
+    out. `metadata["relevance_score"]` is then the mix, `metadata["model_score"]` the model's."""
+    retrieval_score_key: str = "score"
+    """Where the retriever's score is in a document's metadata; used for that only."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +64,7 @@ class SIEReranker(SIEBackend, BaseDocumentCompressor):
         """Check the fields and make the reranker."""
         check_top_k(self.top_n, name="top_n")
         check_score_threshold(self.score_threshold)
+        check_retrieval_weight(self.fuse_retrieval_score)
         super().model_post_init(context)
 
     def compress_documents(
@@ -76,7 +83,9 @@ class SIEReranker(SIEBackend, BaseDocumentCompressor):
         manager = CallbackManager.configure(callbacks)
         run = manager.on_chain_start(None, self._inputs(documents, query), name=self._run_name)
         try:
-            ranking = self._reranker.rerank(query, _texts(documents), **self._call_settings)
+            ranking = self._reranker.rerank(
+                query, _texts(documents), **self._settings_for(documents)
+            )
             ranked = _to_documents(documents, ranking)
         except BaseException as exc:
             run.on_chain_error(exc)
@@ -92,7 +101,9 @@ class SIEReranker(SIEBackend, BaseDocumentCompressor):
         inputs = self._inputs(documents, query)
         run = await manager.on_chain_start(None, inputs, name=self._run_name)
         try:
-            ranking = await self._reranker.arerank(query, _texts(documents), **self._call_settings)
+            ranking = await self._reranker.arerank(
+                query, _texts(documents), **self._settings_for(documents)
+            )
             ranked = _to_documents(documents, ranking)
         except BaseException as exc:
             await run.on_chain_error(exc)
@@ -118,14 +129,16 @@ class SIEReranker(SIEBackend, BaseDocumentCompressor):
     def _run_name(self) -> str:
         return type(self).__name__
 
-    @property
-    def _call_settings(self) -> dict[str, Any]:
+    def _settings_for(self, documents: Sequence[Document]) -> dict[str, Any]:
         """What may be assigned between calls, and so goes with every call."""
+        key = self.retrieval_score_key
         return {
             "top_k": self.top_n,
             "score_threshold": self.score_threshold,
             "instruction": self.instruction,
             "score_space": self.score_space,
+            "fuse_retrieval_score": self.fuse_retrieval_score,
+            "retrieval_scores": [document.metadata.get(key) for document in documents],
         }
 
     def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
@@ -156,15 +169,17 @@ def _texts(documents: Sequence[Document]) -> list[str]:
 
 def _to_documents(documents: Sequence[Document], ranking: Ranking) -> list[Document]:
     marks = ranking.marks
-    return [_with_score(documents[entry.index], entry.score, marks) for entry in ranking]
+    return [_with_score(documents[entry.index], entry, marks) for entry in ranking]
 
 
-def _with_score(document: Document, score: float | None, marks: dict[str, str]) -> Document:
+def _with_score(document: Document, entry: RankedEntry, marks: dict[str, str]) -> Document:
     """Copy a document, its score written last, so that a retriever's own score never wins."""
     kept = {key: value for key, value in document.metadata.items() if key not in _STALE_KEYS}
     metadata = kept | marks
-    if score is not None:
-        metadata[SCORE_KEY] = score
+    if entry.score is not None:
+        metadata[SCORE_KEY] = entry.score
+    if entry.model_score is not None:
+        metadata[MODEL_SCORE_KEY] = entry.model_score
     return document.model_copy(update={"metadata": metadata})
 
 

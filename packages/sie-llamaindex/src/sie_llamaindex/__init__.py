@@ -1,7 +1,8 @@
-"""SIE reranking for LlamaIndex: in your own process, or against an SIE server."""
+"""SIE reranking and embeddings for LlamaIndex: in your own process, or against an SIE server."""
 
 from __future__ import annotations
 
+from sie_llamaindex.embeddings import SIEEmbedding
 from sie_llamaindex.reranker import SIENodePostprocessor
 
-__all__ = ["SIENodePostprocessor"]
+__all__ = ["SIEEmbedding", "SIENodePostprocessor"]

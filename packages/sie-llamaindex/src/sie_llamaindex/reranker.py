@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from llama_index.core.bridge.pydantic import (
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    field_serializer,
-)
+from llama_index.core.bridge.pydantic import Field, SecretStr, field_serializer
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -21,27 +15,26 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from sie_core.errors import InvalidRequestError
-from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
+from sie_core.fusion import check_retrieval_weight
+from sie_core.ranking import MARK_KEYS, MODEL_SCORE_KEY, check_score_threshold, check_top_k
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
+from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoringClient
+from sie_llamaindex.backend import SIEBackend, backend_fields, one_of
 
 if TYPE_CHECKING:
-    from sie_core.ranking import Ranking
+    from sie_core.ranking import RankedEntry, Ranking
 
 dispatcher = get_dispatcher(__name__)
+
+_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY}
+"""What an earlier stage may have written, and speaks of that stage only."""
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 """Where LlamaIndex's rerankers keep the retriever's score in a node's metadata."""
 
-_SECRETS = ("api_key", "token")
-"""Fields that are part of no dump and no pickle."""
 
-_UNLOSABLE = ("client", "async_client", "fallback")
-"""Fields without which an unpickled component would quietly score somewhere else."""
-
-
-class SIENodePostprocessor(BaseNodePostprocessor):
+class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     """Order nodes by relevance to a query, best first.
 
     Nodes come back in new `NodeWithScore` objects with the reranker's score; nodes without text
@@ -68,7 +61,12 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         hedge_after_ms: Ask the next of them too where there is no answer after this time.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
         score_threshold: Keep nodes with `score >= score_threshold`; None keeps all.
-        score_space: `raw` logits or `probability`; None means what the model's own config says.
+        score_space: `raw` logits, `probability`, or `calibrated` by what `sie calibrate` fitted;
+            None means what the model's own config says.
+        calibration: For `calibrated`: a file; None means the one stored under the model's name.
+        fuse_retrieval_score: Weight of the nodes' own scores, from 0 to 1, which are mixed with the
+            model's; None leaves them out. A node's score is then the mix, and the model's is in
+            `metadata["model_score"]`.
         instruction: Put before the query, for models trained with instructions.
         metadata_mode: Which metadata is part of the text that is scored.
         keep_retrieval_score: Write the retriever's score to `metadata["retrieval_score"]` of a
@@ -85,6 +83,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
+        lora: Adapter to score with: a folder, or a name on the hub or the server.
         revision: Branch, tag or commit of the model on the hub.
         token: Hub token for gated models; it is left out by `to_dict`.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -94,36 +93,20 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         InvalidRequestError: (a ValueError) An argument is wrong, or two contradict each other.
     """
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # one of the inputs may be a secret
+    _unlosable: ClassVar[tuple[str, ...]] = ("client", "async_client", "fallback")
 
-    base_url: str | None = Field(frozen=True, description="Address of an SIE server.")
     model: str = Field(frozen=True, description="Model name or folder.")
     top_n: int | None = Field(description="How many nodes to return at most.")
-    options: dict[str, Any] | None = Field(frozen=True, description="Options of the client.")
-    gpu: str | None = Field(frozen=True, description="Machine profile on a remote cluster.")
-    timeout_seconds: float | None = Field(frozen=True, description="Bound on one whole call.")
-    api_key: SecretStr | None = Field(frozen=True, exclude=True, description="Server's key.")
     fallback: Any = Field(frozen=True, repr=False, description="Who answers where that fails.")
     hedge_after_ms: float | None = Field(frozen=True, description="When to ask the next too.")
-    wait_for_capacity: bool = Field(frozen=True, description="Wait for a machine to start.")
     score_threshold: float | None = Field(description="The lowest score that is kept.")
-    score_space: ScoreSpace | None = Field(description="Logits (raw) or probabilities.")
+    score_space: RerankSpace | None = Field(description="Logits (raw) or probabilities.")
+    calibration: str | None = Field(frozen=True, description="File of `sie calibrate`.")
+    fuse_retrieval_score: float | None = Field(description="Weight of the retriever's score.")
+    lora: str | None = Field(frozen=True, description="Adapter to score with.")
     instruction: str | None = Field(description="Instruction to the model.")
     metadata_mode: MetadataMode = Field(description="Which metadata is scored with the text.")
     keep_retrieval_score: bool = Field(description="Keep the retriever's score in metadata.")
-    client: Any = Field(frozen=True, exclude=True, repr=False, description="Scoring client.")
-    async_client: Any = Field(frozen=True, exclude=True, repr=False, description="For async.")
-    device: str | list[str] | None = Field(frozen=True, description="Device of the model.")
-    mode: Mode = Field(frozen=True, description="Exact or fast, in-process.")
-    dtype: str | None = Field(frozen=True, description="Data type of the in-process model.")
-    num_threads: int | None = Field(frozen=True, description="Cores used on the CPU.")
-    max_length: int | None = Field(frozen=True, description="Tokens per pair.")
-    batch_size: int | None = Field(frozen=True, description="Pairs per forward pass.")
-    revision: str | None = Field(frozen=True, description="Revision of the model on the hub.")
-    token: SecretStr | None = Field(frozen=True, exclude=True, description="Hub token.")
-    cache_dir: str | None = Field(frozen=True, description="Folder for weights.")
-
-    _reranker: Reranker = PrivateAttr()
 
     def __init__(  # noqa: PLR0917 - the order that users of SIE's own package have
         self,
@@ -140,7 +123,9 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         hedge_after_ms: float | None = None,
         wait_for_capacity: bool = False,
         score_threshold: float | None = None,
-        score_space: ScoreSpace | None = None,
+        score_space: RerankSpace | None = None,
+        calibration: str | Path | None = None,
+        fuse_retrieval_score: float | None = None,
         instruction: str | None = None,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         keep_retrieval_score: bool = False,
@@ -152,6 +137,7 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         num_threads: int | None = None,
         max_length: int | None = None,
         batch_size: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         token: str | SecretStr | None = None,
         cache_dir: str | Path | None = None,
@@ -159,64 +145,48 @@ class SIENodePostprocessor(BaseNodePostprocessor):
     ) -> None:
         check_top_k(top_n, name="top_n")
         check_score_threshold(score_threshold)
-        fields: dict[str, Any] = {
-            "base_url": base_url,
+        check_retrieval_weight(fuse_retrieval_score)
+        fields = backend_fields(
+            timeout_seconds=one_of("timeout_seconds", timeout_seconds, "timeout_s", timeout_s),
+            base_url=base_url,
+            options=options,
+            gpu=gpu,
+            api_key=api_key,
+            wait_for_capacity=wait_for_capacity,
+            client=client,
+            async_client=async_client,
+            device=device,
+            mode=mode,
+            dtype=dtype,
+            num_threads=num_threads,
+            max_length=max_length,
+            batch_size=batch_size,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+        )
+        fields |= {
             "model": model,
             "top_n": top_n,
-            "options": None if options is None else dict(options),
-            "gpu": gpu,
-            "timeout_seconds": _one_timeout(timeout_s, timeout_seconds),
-            "api_key": api_key,
             "fallback": fallback,
             "hedge_after_ms": hedge_after_ms,
-            "wait_for_capacity": wait_for_capacity,
             "score_threshold": score_threshold,
             "score_space": score_space,
+            "calibration": None if calibration is None else str(calibration),
+            "fuse_retrieval_score": fuse_retrieval_score,
+            "lora": lora,
             "instruction": instruction,
             "metadata_mode": metadata_mode,
             "keep_retrieval_score": keep_retrieval_score,
-            "client": client,
-            "async_client": async_client,
-            "device": device if device is None or isinstance(device, str) else list(device),
-            "mode": mode,
-            "dtype": dtype,
-            "num_threads": num_threads,
-            "max_length": max_length,
-            "batch_size": batch_size,
-            "revision": revision,
-            "token": token,
-            "cache_dir": None if cache_dir is None else str(cache_dir),
             "callback_manager": callback_manager or CallbackManager(),
         }
         super().__init__(**fields)
-        self._reranker = self._make_reranker()
+        self._holder = self._make_holder()
 
     @classmethod
     def class_name(cls) -> str:
         """Name the class in serialised components."""
         return "SIENodePostprocessor"
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy, with the fields in `update` changed."""
-        copied = super().model_copy(update=update, deep=deep)
-        if update:
-            copied._reranker = copied._make_reranker()  # noqa: SLF001 - it is our own
-        return copied
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave secrets out of a pickle; copies are made without this method, and keep them.
-
-        Raises:
-            InvalidRequestError: A client cannot be pickled.
-        """
-        twin = self.model_copy()  # the base class deletes from the object what it cannot pickle
-        twin.__dict__.update(dict.fromkeys(_SECRETS))
-        state = super(SIENodePostprocessor, twin).__getstate__()
-        lost = [name for name in _UNLOSABLE if name not in state["__dict__"]]
-        if lost:
-            msg = f"{', '.join(lost)} cannot be pickled; use base_url and addresses instead"
-            raise InvalidRequestError(msg)
-        return state
 
     @field_serializer("fallback")
     def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
@@ -226,28 +196,26 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         is_named = isinstance(fallback, Sequence) and all(isinstance(it, str) for it in fallback)
         return list(fallback) if is_named else None
 
-    def warm_up(self) -> None:
-        """Fetch and load the model now, so that the first call does not pay for it."""
-        self._reranker.warm_up()
+    @property
+    def _reranker(self) -> Reranker:
+        return cast("Reranker", self._holder)
 
-    async def awarm_up(self) -> None:
-        """Do what `warm_up` does, without blocking the event loop."""
-        await self._reranker.awarm_up()
-
-    def close(self) -> None:
-        """Release the model; the next call opens it again. May be called twice."""
-        self._reranker.close()
-
-    async def aclose(self) -> None:
-        """Do what `close` does, without blocking the event loop."""
-        await self._reranker.aclose()
+    def _make_holder(self) -> Reranker:
+        return Reranker(
+            self.model,
+            fallback=self.fallback,
+            hedge_after_ms=self.hedge_after_ms,
+            calibration=self.calibration,
+            lora=self.lora,
+            **self._backend_settings,
+        )
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _query(query_bundle)
         with self._events(query, nodes) as ranked:
-            ranking = self._reranker.rerank(query, self._texts(nodes), **self._call_settings)
+            ranking = self._reranker.rerank(query, self._texts(nodes), **self._settings_for(nodes))
             ranked.extend(self._to_nodes(nodes, ranking))
         return ranked
 
@@ -257,7 +225,9 @@ class SIENodePostprocessor(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         query = _query(query_bundle)
         with self._events(query, nodes) as ranked:
-            ranking = await self._reranker.arerank(query, self._texts(nodes), **self._call_settings)
+            ranking = await self._reranker.arerank(
+                query, self._texts(nodes), **self._settings_for(nodes)
+            )
             ranked.extend(self._to_nodes(nodes, ranking))
         return ranked
 
@@ -286,14 +256,15 @@ class SIENodePostprocessor(BaseNodePostprocessor):
         finally:
             dispatcher.event(ReRankEndEvent(nodes=ranked))
 
-    @property
-    def _call_settings(self) -> dict[str, Any]:
+    def _settings_for(self, nodes: list[NodeWithScore]) -> dict[str, Any]:
         """What may be assigned between calls, and so goes with every call."""
         return {
             "top_k": self.top_n,
             "score_threshold": self.score_threshold,
             "instruction": self.instruction,
             "score_space": self.score_space,
+            "fuse_retrieval_score": self.fuse_retrieval_score,
+            "retrieval_scores": [node.score for node in nodes],
         }
 
     def _texts(self, nodes: list[NodeWithScore]) -> list[str | None]:
@@ -307,40 +278,18 @@ class SIENodePostprocessor(BaseNodePostprocessor):
 
     def _to_nodes(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         marks = ranking.marks
-        return [self._with_score(nodes[entry.index], entry.score, marks) for entry in ranking]
+        return [self._with_score(nodes[entry.index], entry, marks) for entry in ranking]
 
     def _with_score(
-        self, scored: NodeWithScore, score: float | None, marks: dict[str, str]
+        self, scored: NodeWithScore, entry: RankedEntry, marks: dict[str, str]
     ) -> NodeWithScore:
         added: dict[str, Any] = dict(marks)
         if self.keep_retrieval_score and scored.score is not None:
             added[RETRIEVAL_SCORE_KEY] = scored.score
+        if entry.model_score is not None:
+            added[MODEL_SCORE_KEY] = entry.model_score
         return scored.model_copy(
-            update={"node": _with_metadata(scored.node, added), "score": score}
-        )
-
-    def _make_reranker(self) -> Reranker:
-        return Reranker(
-            self.model,
-            base_url=self.base_url,
-            api_key=_revealed(self.api_key),
-            client=self.client,
-            async_client=self.async_client,
-            fallback=self.fallback,
-            hedge_after_ms=self.hedge_after_ms,
-            options=self.options,
-            gpu=self.gpu,
-            wait_for_capacity=self.wait_for_capacity,
-            timeout_seconds=self.timeout_seconds,
-            device=self.device,
-            mode=self.mode,
-            dtype=self.dtype,
-            num_threads=self.num_threads,
-            max_length=self.max_length,
-            batch_size=self.batch_size,
-            revision=self.revision,
-            token=_revealed(self.token),
-            cache_dir=self.cache_dir,
+            update={"node": _with_metadata(scored.node, added), "score": entry.score}
         )
 
 
@@ -349,9 +298,9 @@ def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
 
     Marks of an earlier stage go. With nothing to add and nothing to remove it is the node itself.
     """
-    if not added and not MARK_KEYS & node.metadata.keys():
+    if not added and not _STALE_KEYS & node.metadata.keys():
         return node
-    kept = {key: value for key, value in node.metadata.items() if key not in MARK_KEYS}
+    kept = {key: value for key, value in node.metadata.items() if key not in _STALE_KEYS}
     return node.model_copy(
         update={
             "metadata": kept | added,
@@ -362,11 +311,7 @@ def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
 
 
 def _excluded(keys: list[str], added: dict[str, Any]) -> list[str]:
-    return [key for key in keys if key not in MARK_KEYS | added.keys()] + list(added)
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
+    return [key for key in keys if key not in _STALE_KEYS | added.keys()] + list(added)
 
 
 def _query(query_bundle: QueryBundle | None) -> str:
@@ -374,13 +319,3 @@ def _query(query_bundle: QueryBundle | None) -> str:
         msg = "the query is missing: pass query_bundle or query_str to postprocess_nodes"
         raise InvalidRequestError(msg)
     return query_bundle.query_str
-
-
-def _one_timeout(timeout_s: float | None, timeout_seconds: float | None) -> float | None:
-    if timeout_s is None or timeout_seconds in (None, timeout_s):
-        return timeout_seconds if timeout_s is None else timeout_s
-    msg = (
-        f"timeout_seconds={timeout_seconds} and timeout_s={timeout_s} contradict each other: "
-        "they are two names for one setting, so give timeout_seconds only"
-    )
-    raise InvalidRequestError(msg)

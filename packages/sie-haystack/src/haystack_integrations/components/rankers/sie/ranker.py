@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, cast
 
-from haystack import Document, component, default_from_dict, default_to_dict
+from haystack import Document, component
 from haystack.utils import ComponentDevice, Secret
-from haystack.utils.auth import EnvVarSecret
 
-from haystack_integrations.components.rankers.sie.arguments import (
-    MODEL_KWARGS,
-    TOKENIZER_KWARGS,
-    agreed,
-    device_name,
-    has_client,
-    plain_device,
-    secret_value,
-    translated,
-    without_torch,
+from haystack_integrations.common.sie.arguments import joined_text
+from haystack_integrations.common.sie.component import API_KEY, HUB_TOKEN, SIEComponent
+from sie_core.fusion import check_retrieval_weight
+from sie_core.ranking import (
+    MARK_KEYS,
+    MODEL_SCORE_KEY,
+    check_score_space,
+    check_score_threshold,
+    check_top_k,
 )
-from sie_core.errors import InvalidRequestError
-from sie_core.ranking import MARK_KEYS, check_score_threshold, check_top_k
 from sie_core.reranker import Fallback, Reranker
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Mode, ScoreSpace, ScoringClient
+from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
-    from sie_core.ranking import Ranking
+    from sie_core.ranking import RankedEntry, Ranking
 
-_API_KEY = Secret.from_env_var("SIE_API_KEY", strict=False)
-_HUB_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
+_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY}
+"""What an earlier stage may have written, and speaks of that stage only."""
 
 _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
     True: "probability",
@@ -42,12 +36,9 @@ _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
     None: None,
 }
 
-_NOT_SERIALISED = {"client", "async_client", "timeout_s"}
-"""Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
-
 
 @component
-class SIERanker:
+class SIERanker(SIEComponent):
     """Order documents by relevance to a query, best first.
 
     Documents come back as copies with the ranker's score; documents without text come last with
@@ -81,6 +72,12 @@ class SIERanker:
         meta_fields_to_embed: Metadata fields whose values are scored with the content.
         embedding_separator: Stands between those values and the content.
         scale_score: True: probabilities; False: raw logits; None: what the model's config says.
+        score_space: `raw`, `probability`, or `calibrated` by what `sie calibrate` fitted, where
+            `scale_score` is None.
+        calibration: For `calibrated`: a file; None means the one stored under the model's name.
+        fuse_retrieval_score: Weight of the documents' own scores, from 0 to 1, which are mixed with
+            the model's; None leaves them out. A document's score is then the mix, and the model's
+            is in `meta["model_score"]`.
         score_threshold: Keep documents with `score >= score_threshold`; None keeps all.
         instruction: Put before the query, for models trained with instructions.
         model_kwargs: `dtype` (or `torch_dtype`) and `revision`, as other rankers take them.
@@ -92,6 +89,7 @@ class SIERanker:
         num_threads: In-process: cores used on the CPU; None means `SIE_NUM_THREADS`, else all that
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
+        lora: Adapter to score with: a folder, or a name on the hub or the server.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
@@ -112,12 +110,12 @@ class SIERanker:
         options: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
         timeout_seconds: float | None = None,
-        api_key: Secret | None = _API_KEY,
+        api_key: Secret | None = API_KEY,
         fallback: Fallback | Sequence[Fallback] | None = None,
         hedge_after_ms: float | None = None,
         wait_for_capacity: bool = False,
         device: ComponentDevice | str | Sequence[str] | None = None,
-        token: Secret | None = _HUB_TOKEN,
+        token: Secret | None = HUB_TOKEN,
         query_prefix: str = "",
         query_suffix: str = "",
         document_prefix: str = "",
@@ -125,6 +123,9 @@ class SIERanker:
         meta_fields_to_embed: Sequence[str] | None = None,
         embedding_separator: str = "\n",
         scale_score: bool | None = None,
+        score_space: RerankSpace | None = None,
+        calibration: str | Path | None = None,
+        fuse_retrieval_score: float | None = None,
         score_threshold: float | None = None,
         instruction: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -134,6 +135,7 @@ class SIERanker:
         dtype: str | None = None,
         num_threads: int | None = None,
         max_length: int | None = None,
+        lora: str | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         client: ScoringClient | None = None,
@@ -141,18 +143,34 @@ class SIERanker:
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
-        self.base_url = base_url
-        self.model = str(model)
+        check_score_space(score_space, spaces=RerankSpace)
+        check_retrieval_weight(fuse_retrieval_score)
+        self._take_backend(
+            base_url=base_url,
+            model=model,
+            gpu=gpu,
+            options=options,
+            timeout_s=timeout_s,
+            timeout_seconds=timeout_seconds,
+            api_key=api_key,
+            wait_for_capacity=wait_for_capacity,
+            device=device,
+            token=token,
+            model_kwargs=model_kwargs,
+            tokenizer_kwargs=tokenizer_kwargs,
+            batch_size=batch_size,
+            mode=mode,
+            dtype=dtype,
+            num_threads=num_threads,
+            max_length=max_length,
+            revision=revision,
+            cache_dir=cache_dir,
+            client=client,
+            async_client=async_client,
+        )
         self.top_k = top_k
-        self.gpu = gpu
-        self.options = None if options is None else dict(options)
-        self.timeout_seconds = agreed("timeout_seconds", timeout_seconds, "timeout_s", timeout_s)
-        self.api_key = api_key
         self.fallback = fallback
         self.hedge_after_ms = hedge_after_ms
-        self.wait_for_capacity = wait_for_capacity
-        self.device = plain_device(device)
-        self.token = token
         self.query_prefix = query_prefix
         self.query_suffix = query_suffix
         self.document_prefix = document_prefix
@@ -160,82 +178,15 @@ class SIERanker:
         self.meta_fields_to_embed = list(meta_fields_to_embed or [])
         self.embedding_separator = embedding_separator
         self.scale_score = scale_score
+        self.score_space = score_space
+        self.calibration = None if calibration is None else str(calibration)
+        self.fuse_retrieval_score = fuse_retrieval_score
+        self.lora = lora
         self.score_threshold = score_threshold
         self.instruction = instruction
-        self.model_kwargs = without_torch(model_kwargs)
-        self.tokenizer_kwargs = None if tokenizer_kwargs is None else dict(tokenizer_kwargs)
-        self.batch_size = batch_size
-        self.mode = mode
-        self.dtype = dtype
-        self.num_threads = num_threads
-        self.max_length = max_length
-        self.revision = revision
-        self.cache_dir = None if cache_dir is None else str(cache_dir)
-        self.client = client
-        self.async_client = async_client
-        self._reranker = self._make_reranker()
+        self._holder = self._make_holder()
 
-    def warm_up(self) -> None:
-        """Fetch and load the model now, so that the first run does not pay for it."""
-        self._reranker.warm_up()
-
-    async def warm_up_async(self) -> None:
-        """Do what `warm_up` does, without blocking the event loop."""
-        await self._reranker.awarm_up()
-
-    def close(self) -> None:
-        """Release the model; the next run opens it again. May be called twice."""
-        self._reranker.close()
-
-    async def close_async(self) -> None:
-        """Do what `close` does, without blocking the event loop."""
-        await self._reranker.aclose()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Serialise every constructor argument.
-
-        Raises:
-            InvalidRequestError: A client was given: it belongs to this process.
-            ValueError: A secret holds its value, not the name of an environment variable.
-        """
-        clients = [name for name in ("client", "async_client") if getattr(self, name) is not None]
-        if clients or has_client(self.fallback):
-            msg = (
-                f"a SIERanker with {' and '.join(clients) or 'a client in fallback'} cannot be "
-                "serialised, for clients belong to this process; use base_url, addresses in "
-                "fallback, or the parameters of the in-process model"
-            )
-            raise InvalidRequestError(msg)
-        names = set(inspect.signature(SIERanker.__init__).parameters) - {"self"} - _NOT_SERIALISED
-        return default_to_dict(self, **{name: getattr(self, name) for name in sorted(names)})
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Make a ranker from what `to_dict` gave."""
-        return default_from_dict(cls, data)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the values of secrets, also those in the reranker, which is made anew."""
-        left_out: dict[str, Any] = {"_reranker": None}
-        for name in ("api_key", "token"):
-            if not isinstance(getattr(self, name), EnvVarSecret):
-                left_out[name] = None
-        return self.__dict__ | left_out
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reranker = self._make_reranker()
-
-    def __copy__(self) -> Self:
-        """Copy without `__getstate__`, so that secrets stay: a copy does not leave the process."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = memo[id(self)] = object.__new__(type(self))
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
+    _constructor = __init__
 
     @component.output_types(documents=list[Document])
     def run(
@@ -267,6 +218,7 @@ class SIERanker:
         ranking = self._reranker.rerank(
             self._query_text(query),
             self._texts(candidates),
+            retrieval_scores=[document.score for document in candidates],
             **self._call_settings(top_k, scale_score, score_threshold),
         )
         return {"documents": _to_documents(candidates, ranking)}
@@ -285,6 +237,7 @@ class SIERanker:
         ranking = await self._reranker.arerank(
             self._query_text(query),
             self._texts(candidates),
+            retrieval_scores=[document.score for document in candidates],
             **self._call_settings(top_k, scale_score, score_threshold),
         )
         return {"documents": _to_documents(candidates, ranking)}
@@ -298,7 +251,7 @@ class SIERanker:
             "score_threshold": (
                 self.score_threshold if score_threshold is None else score_threshold
             ),
-            "score_space": _SCORE_SPACES[scale],
+            "score_space": self.score_space if scale is None else _SCORE_SPACES[scale],
         }
 
     def _query_text(self, query: str) -> str:
@@ -312,43 +265,25 @@ class SIERanker:
 
     def _text(self, document: Document) -> str | None:
         """Put metadata and content together. Where both are blank, prefixes make no text of it."""
-        values = [document.meta.get(field) for field in self.meta_fields_to_embed]
-        parts = [str(value) for value in values if value is not None]
-        text = self.embedding_separator.join([*parts, document.content or ""])
+        text = joined_text(document, self.meta_fields_to_embed, self.embedding_separator)
         if not text.strip():
             return None
         return f"{self.document_prefix}{text}{self.document_suffix}"
 
-    def _make_reranker(self) -> Reranker:
-        from_model = translated("model_kwargs", self.model_kwargs, MODEL_KWARGS)
-        from_tokenizer = translated("tokenizer_kwargs", self.tokenizer_kwargs, TOKENIZER_KWARGS)
+    @property
+    def _reranker(self) -> Reranker:
+        return cast("Reranker", self._holder)
+
+    def _make_holder(self) -> Reranker:
         return Reranker(
             self.model,
-            base_url=self.base_url,
-            api_key=secret_value("api_key", self.api_key),
-            client=self.client,
-            async_client=self.async_client,
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
             instruction=self.instruction,
-            options=self.options,
-            gpu=self.gpu,
-            wait_for_capacity=self.wait_for_capacity,
-            timeout_seconds=self.timeout_seconds,
-            device=device_name(self.device),
-            mode=self.mode,
-            dtype=agreed("dtype", self.dtype, "model_kwargs", from_model.get("dtype")),
-            num_threads=self.num_threads,
-            max_length=agreed(
-                "max_length",
-                self.max_length,
-                "tokenizer_kwargs",
-                from_tokenizer.get("max_length"),
-            ),
-            batch_size=self.batch_size,
-            revision=agreed("revision", self.revision, "model_kwargs", from_model.get("revision")),
-            token=secret_value("token", self.token),
-            cache_dir=self.cache_dir,
+            calibration=self.calibration,
+            fuse_retrieval_score=self.fuse_retrieval_score,
+            lora=self.lora,
+            **self._backend_settings,
         )
 
 
@@ -363,10 +298,12 @@ def _without_duplicates(documents: list[Document]) -> list[Document]:
 
 
 def _to_documents(documents: list[Document], ranking: Ranking) -> list[Document]:
-    return [_with_score(documents[entry.index], entry.score, ranking.marks) for entry in ranking]
+    return [_with_score(documents[entry.index], entry, ranking.marks) for entry in ranking]
 
 
-def _with_score(document: Document, score: float | None, marks: dict[str, str]) -> Document:
+def _with_score(document: Document, entry: RankedEntry, marks: dict[str, str]) -> Document:
     """Copy a document with its score; what an earlier stage said of its own order goes."""
-    kept = {key: value for key, value in document.meta.items() if key not in MARK_KEYS}
-    return replace(document, score=score, meta=kept | marks)
+    kept = {key: value for key, value in document.meta.items() if key not in _STALE_KEYS}
+    if entry.model_score is not None:
+        kept[MODEL_SCORE_KEY] = entry.model_score
+    return replace(document, score=entry.score, meta=kept | marks)

@@ -1,0 +1,1 @@
+"""What SIE's components for Haystack share."""

@@ -23,7 +23,7 @@ MAIN_MEASURE = "nDCG@10"
 NUM_EXTREMES = 5
 """How many of the queries that lost most, and of those that won most, are shown."""
 
-_MAX_TEXT_CHARS = 600
+_MAX_TEXT_CHARS = 300
 """How much of a passage is shown."""
 
 

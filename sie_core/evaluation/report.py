@@ -38,7 +38,8 @@ th { font-weight: 600; } th:first-child, td:first-child, td.text, th.text { text
 .lost, .worse { color: var(--lost); } .won, .better { color: var(--won); }
 figure { margin: .8rem 0; padding: .8rem; background: var(--panel); border-radius: .5rem; }
 figure svg { width: 100%; height: auto; display: block; }
-.query td.text { max-width: 20rem; } .tag { font-size: .85em; font-weight: 600; }
+.query td.text { min-width: 12rem; } .query td:first-child { white-space: nowrap; }
+.depths td:first-child { white-space: nowrap; } .tag { font-size: .85em; font-weight: 600; }
 code { overflow-wrap: anywhere; }
 """
 

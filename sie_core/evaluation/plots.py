@@ -126,7 +126,7 @@ def _quality_by_depth(outcome: Mapping[str, Any]) -> Plot:
         values = [point["metrics"]["nDCG@10"] for point in model["depths"]]
         axes.plot(depths, values, "o-", color=colour, label=_short(model["label"]))
     axes.set_xticks(depths)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper left", ncols=3)
     return Plot(
         name="quality-by-depth",
         title="Quality against depth",
@@ -145,7 +145,7 @@ def _latency_by_depth(models: Sequence[Mapping[str, Any]]) -> Plot:
             axes.plot(depths, values, style, color=colour, markersize=4, label=label)
     axes.set_xticks(depths)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper left", ncols=3)
     return Plot(
         name="latency-by-depth",
         title="Latency against depth",
@@ -166,7 +166,7 @@ def _quality_by_latency(outcome: Mapping[str, Any]) -> Plot:
             depth = str(point["depth"])
             axes.annotate(depth, place, (4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlim(left=0)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper left", ncols=3)
     return Plot(
         name="quality-by-latency",
         title="Quality against latency",

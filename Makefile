@@ -7,6 +7,7 @@
 #   make check         lint, types, import contracts
 #   make format        format the code
 #   make test-slow     the tests marked slow
+#   make test-browser  the evaluation's report in headless Chromium, which must be installed
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
 #   make test-reference  scores and vectors against the model authors' own packages, which it installs
 #   make bench         measurements, in under ten minutes
@@ -29,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow test-real-server test-reference check format bench peers clean
+.PHONY: setup fetch demo test test-checkout test-slow test-browser test-real-server test-reference check format bench peers clean
 
 setup: $(INSTALLED)
 
@@ -61,6 +62,10 @@ test-checkout: fetch
 
 test-slow: fetch
 	$(call step,Testing what takes long,$(BIN)/python -m pytest -m slow)
+
+test-browser: $(INSTALLED)
+	$(call step,Installing the browser's driver,$(PIP) install -q -c constraints.txt playwright)
+	$(call step,Testing the report in Chromium,$(BIN)/python -m pytest -m browser tests/browser)
 
 test-real-server: $(INSTALLED)
 	$(call step,Testing against sie-server itself,$(BIN)/python -m pytest -m real_server tests/real_server)

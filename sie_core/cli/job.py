@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sie_core.cli.interrupt import exiting_at_interrupt
+from sie_core.cli.backend import import_engine
 from sie_core.cli.notes import Notes
-from sie_core.errors import MissingDependencyError
 from sie_core.ranking import rank
 from sie_core.types import Usage
 
@@ -58,7 +56,7 @@ class RerankJob:
             waiting.asking(self._reranker.base_url)
             return
         with waiting.loading(self._reranker.model):
-            self._import_torch()
+            import_engine()
             if not self._is_one_call:
                 self._reranker.warm_up()
 
@@ -81,11 +79,6 @@ class RerankJob:
         reranker = self._reranker
         settings = (reranker.timeout_seconds, reranker.base_url, reranker.fallback)
         return any(setting is not None for setting in settings)
-
-    def _import_torch(self) -> None:
-        # Where torch is missing, a fallback may still answer; without one the first call says so.
-        with exiting_at_interrupt(), suppress(MissingDependencyError):
-            import sie_core.local  # noqa: F401
 
     def _rank(self, query: str, waiting: Waiting) -> Ranking:
         if not self._is_one_call:

@@ -16,13 +16,16 @@ import typer
 from typer.core import TyperGroup
 
 import sie_core
+from sie_core.cli.backend import DEBUG
 from sie_core.cli.bench import bench
 from sie_core.cli.calibrate import calibrate
+from sie_core.cli.compare import compare
+from sie_core.cli.eval import evaluate
 from sie_core.cli.fetch import fetch
 from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
 from sie_core.cli.models import models
-from sie_core.cli.rerank import DEBUG, rerank
+from sie_core.cli.rerank import rerank
 from sie_core.errors import InvalidRequestError, MissingDependencyError, SIEError
 
 EXIT_FAILED = 1
@@ -94,6 +97,8 @@ def describe(
 
 
 program.command()(rerank)
+program.command("eval")(evaluate)
+program.command()(compare)
 program.command()(models)
 program.command()(fetch)
 program.command()(health)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sie_core.cli.terminal import printable
 
 MIN_DOCUMENTS = 300
 """Fewer documents of a single query are scored before a bar would be read."""
@@ -75,3 +85,39 @@ class Waiting:
     def _say(self, message: str) -> None:
         if self._console.is_terminal:
             self._console.print(message, style="dim", markup=False, highlight=False)
+
+
+class Steps:
+    """A bar for each piece of longer work, which stays to say how long it took."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def watch(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Show a bar until the block ends; the block is told how to advance it."""
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not self._console.is_terminal,
+        )
+        task = progress.add_task(label, total=total)
+        with progress:
+            yield lambda number: progress.advance(task, number)
+
+    def note(self, message: str) -> None:
+        """Say something that the results alone do not tell."""
+        sys.stderr.write(f"note: {printable(message, max_chars=1000)}\n")
+
+    @contextmanager
+    def loading(self, model: str) -> Iterator[None]:
+        """Say which model is being loaded."""
+        if self._console.is_terminal:
+            self._console.print(f"loading {model} …", style="dim", markup=False, highlight=False)
+        yield

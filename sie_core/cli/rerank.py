@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sie_core.cli.backend import (
+    Backend,
+    BaseUrlOption,
+    BatchSizeOption,
+    CalibrationOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    GpuOption,
+    InstructionOption,
+    MaxLengthOption,
+    ModelOption,
+    ModeName,
+    ModeOption,
+    NumThreadsOption,
+    ScoreSpaceOption,
+    TimeoutOption,
+    WaitForCapacityOption,
+)
 from sie_core.cli.job import RerankJob
 from sie_core.cli.progress import Waiting
 from sie_core.cli.records import STDIN, Format, read_documents, read_queries
 from sie_core.cli.results import OutputFormat, open_results
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_score_threshold
-from sie_core.reranker import Reranker
 from sie_core.settings import DEFAULT_MODEL
-
-DEBUG = "sie.debug"
-"""The key in a typer context's `meta` that says whether errors show their traceback."""
-
-RerankerFactory = Callable[..., Reranker]
-"""Makes the reranker from keyword arguments; `program(obj=…)` may give another than `Reranker`."""
-
-
-class ScoreSpaceName(StrEnum):
-    """What a score is."""
-
-    RAW = "raw"
-    PROBABILITY = "probability"
-    CALIBRATED = "calibrated"
-
-
-class ModeName(StrEnum):
-    """How exactly the model computes."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    FAST = "fast"
-
-
-def _remember_debug(ctx: typer.Context, *, value: bool) -> bool:
-    ctx.meta[DEBUG] = value
-    return value
 
 
 def rerank(
@@ -131,51 +120,12 @@ def rerank(
             rich_help_panel="Output",
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Model name or folder.", rich_help_panel="Model")
-    ] = DEFAULT_MODEL,
-    score_space: Annotated[
-        ScoreSpaceName | None,
-        typer.Option(
-            help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
-            show_default="what the model's config says",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            dir_okay=False,
-            help="For calibrated scores: a file that `sie calibrate` wrote.",
-            show_default="the one kept under the model's name",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    instruction: Annotated[
-        str | None,
-        typer.Option(
-            help="Put before the query, for models trained with instructions.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens of query and document together.",
-            show_default="the model's own maximum",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of an SIE server that scores. Its key is read from SIE_API_KEY "
-            "only: other users of a machine can see command lines.",
-            show_default="SIE_BASE_URL, else this process scores",
-            rich_help_panel="Server",
-        ),
-    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    score_space: ScoreSpaceOption = None,
+    calibration: CalibrationOption = None,
+    instruction: InstructionOption = None,
+    max_length: MaxLengthOption = None,
+    base_url: BaseUrlOption = None,
     fallback: Annotated[
         list[str] | None,
         typer.Option(
@@ -187,73 +137,15 @@ def rerank(
             rich_help_panel="Server",
         ),
     ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(help="Machine profile on a cluster, such as l4.", rich_help_panel="Server"),
-    ] = None,
-    wait_for_capacity: Annotated[
-        bool,
-        typer.Option(
-            "--wait-for-capacity",
-            help="Wait while the cluster starts a machine.",
-            rich_help_panel="Server",
-        ),
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cuda, cuda:1, cpu or mps. Several GPUs, such as cuda:0,cuda:1, share the work.",
-            show_default="cuda if there, else cpu",
-            rich_help_panel="This process",
-        ),
-    ] = None,
-    mode: Annotated[
-        ModeName,
-        typer.Option(
-            help="exact: float32. fast: half precision, where that is faster. auto: fast where it "
-            "can be had.",
-            rich_help_panel="This process",
-        ),
-    ] = ModeName.AUTO,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, float16 or bfloat16, instead of --mode.",
-            show_default="what the mode means",
-            rich_help_panel="This process",
-        ),
-    ] = None,
-    num_threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Cores used on the CPU.",
-            show_default="SIE_NUM_THREADS, else all that this process may use",
-            rich_help_panel="This process",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="This process"),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            help="Give up when one query takes longer than this many seconds, loading included.",
-            show_default="180 on a server, else none",
-            rich_help_panel="Running",
-        ),
-    ] = None,
-    debug: Annotated[  # noqa: ARG001 -- its callback does the work
-        bool,
-        typer.Option(
-            "--debug",
-            callback=_remember_debug,
-            is_eager=True,
-            help="Show the traceback of an error.",
-            rich_help_panel="Running",
-        ),
-    ] = False,
+    gpu: GpuOption = None,
+    wait_for_capacity: WaitForCapacityOption = False,
+    device: DeviceOption = None,
+    mode: ModeOption = ModeName.AUTO,
+    dtype: DtypeOption = None,
+    num_threads: NumThreadsOption = None,
+    batch_size: BatchSizeOption = None,
+    timeout: TimeoutOption = None,
+    debug: DebugOption = False,  # noqa: ARG001 -- its callback does the work
 ) -> None:
     """Order documents by relevance to a query, best first.
 
@@ -275,24 +167,22 @@ def rerank(
     documents = read_documents(
         file, file_format=file_format, text_column=text_column, id_column=id_column
     )
-    make_reranker: RerankerFactory = ctx.obj or Reranker
-    reranker = make_reranker(
-        model,
+    backend = Backend(
         base_url=base_url,
-        fallback=fallback or None,
         gpu=gpu,
         wait_for_capacity=wait_for_capacity,
         instruction=instruction,
-        score_space=None if score_space is None else score_space.value,
+        score_space=score_space,
         calibration=calibration,
-        timeout_seconds=timeout,
-        device=device.split(",") if device and "," in device else device,
-        mode=mode.value,
+        timeout=timeout,
+        device=device,
+        mode=mode,
         dtype=dtype,
         num_threads=num_threads,
         max_length=max_length,
         batch_size=batch_size,
     )
+    reranker = backend.open_reranker(model, ctx.obj, fallback=[*fallback] if fallback else None)
     job = RerankJob(reranker, documents, top_k=top_k, score_threshold=threshold)
     waiting = Waiting(num_queries=len(all_queries), num_documents=len(documents))
     with reranker:

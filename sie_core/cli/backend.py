@@ -1,0 +1,257 @@
+"""Which model scores, and where: the options that every command which scores takes alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sie_core.cli.interrupt import exiting_at_interrupt
+from sie_core.errors import MissingDependencyError
+from sie_core.reranker import Fallback, Reranker
+
+DEBUG = "sie.debug"
+"""The key in a typer context's `meta` that says whether errors show their traceback."""
+
+RerankerFactory = Callable[..., Reranker]
+"""Makes the reranker from keyword arguments; `program(obj=…)` may give another than `Reranker`."""
+
+
+class ScoreSpaceName(StrEnum):
+    """What a score is."""
+
+    RAW = "raw"
+    PROBABILITY = "probability"
+    CALIBRATED = "calibrated"
+
+
+class ModeName(StrEnum):
+    """How exactly the model computes."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    FAST = "fast"
+
+
+def _remember_debug(ctx: typer.Context, *, value: bool) -> bool:
+    ctx.meta[DEBUG] = value
+    return value
+
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Model name or folder.", rich_help_panel="Model")
+]
+ScoreSpaceOption = Annotated[
+    ScoreSpaceName | None,
+    typer.Option(
+        help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
+        show_default="what the model's config says",
+        rich_help_panel="Model",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        dir_okay=False,
+        help="For calibrated scores: a file that `sie calibrate` wrote.",
+        show_default="the one kept under the model's name",
+        rich_help_panel="Model",
+    ),
+]
+InstructionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Put before the query, for models trained with instructions.",
+        rich_help_panel="Model",
+    ),
+]
+MaxLengthOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens of query and document together.",
+        show_default="the model's own maximum",
+        rich_help_panel="Model",
+    ),
+]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of an SIE server that scores. Its key is read from SIE_API_KEY "
+        "only: other users of a machine can see command lines.",
+        show_default="SIE_BASE_URL, else this process scores",
+        rich_help_panel="Server",
+    ),
+]
+GpuOption = Annotated[
+    str | None,
+    typer.Option(help="Machine profile on a cluster, such as l4.", rich_help_panel="Server"),
+]
+WaitForCapacityOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait-for-capacity",
+        help="Wait while the cluster starts a machine.",
+        rich_help_panel="Server",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="cuda, cuda:1, cpu or mps. Several GPUs, such as cuda:0,cuda:1, share the work.",
+        show_default="cuda if there, else cpu",
+        rich_help_panel="This process",
+    ),
+]
+ModeOption = Annotated[
+    ModeName,
+    typer.Option(
+        help="exact: float32. fast: half precision, where that is faster. auto: fast where it "
+        "can be had.",
+        rich_help_panel="This process",
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, float16 or bfloat16, instead of --mode.",
+        show_default="what the mode means",
+        rich_help_panel="This process",
+    ),
+]
+NumThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Cores used on the CPU.",
+        show_default="SIE_NUM_THREADS, else all that this process may use",
+        rich_help_panel="This process",
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="This process"),
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Give up when one query takes longer than this many seconds, loading included.",
+        show_default="180 on a server, else none",
+        rich_help_panel="Running",
+    ),
+]
+DebugOption = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        callback=_remember_debug,
+        is_eager=True,
+        help="Show the traceback of an error.",
+        rich_help_panel="Running",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """How models are run, as the options say; None is the default of `Reranker`."""
+
+    base_url: str | None = None
+    gpu: str | None = None
+    wait_for_capacity: bool = False
+    instruction: str | None = None
+    score_space: ScoreSpaceName | None = None
+    calibration: Path | None = None
+    timeout: float | None = None
+    device: str | None = None
+    mode: ModeName = ModeName.AUTO
+    dtype: str | None = None
+    num_threads: int | None = None
+    max_length: int | None = None
+    batch_size: int | None = None
+
+    def open_reranker(
+        self,
+        model: str,
+        make_reranker: RerankerFactory | None = None,
+        *,
+        base_url: str | None = None,
+        fallback: list[Fallback] | None = None,
+    ) -> Reranker:
+        """Make the reranker; nothing is loaded yet.
+
+        Args:
+            model: Name or folder.
+            make_reranker: Makes it; None is `Reranker` itself.
+            base_url: Instead of the options' server.
+            fallback: Who answers where that fails.
+        """
+        return (make_reranker or Reranker)(
+            model,
+            base_url=base_url or self.base_url,
+            fallback=fallback,
+            gpu=self.gpu,
+            wait_for_capacity=self.wait_for_capacity,
+            instruction=self.instruction,
+            score_space=None if self.score_space is None else self.score_space.value,
+            calibration=self.calibration,
+            timeout_seconds=self.timeout,
+            device=self.devices,
+            mode=self.mode.value,
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+        )
+
+    def open_client(self, base_url: str | None) -> Any:
+        """Make a bare client: of that server, or of this process where it is None."""
+        if base_url is not None:
+            from sie_core.remote import SIEClient  # its httpx would slow every command's start
+
+            return SIEClient(
+                base_url,
+                timeout_seconds=self.timeout,
+                wait_for_capacity=self.wait_for_capacity,
+            )
+        import_engine()
+        from sie_core.local import LocalClient
+
+        return LocalClient(
+            device=self.devices,
+            mode=self.mode.value,
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            timeout_seconds=self.timeout,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was set, by name."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+
+    @property
+    def devices(self) -> str | list[str] | None:
+        """The device, or a list where several were named."""
+        device = self.device
+        return device.split(",") if device and "," in device else device
+
+
+def import_engine() -> None:
+    """Import torch, so that Ctrl-C does it no harm.
+
+    Where it is missing, a fallback may still answer; without one the first call says so.
+    """
+    with exiting_at_interrupt(), suppress(MissingDependencyError):
+        import sie_core.local  # noqa: F401
+
+
+def split_address(named: str) -> tuple[str, str | None]:
+    """Split `NAME@http://host:port` into a model and a server's address; None where it has none."""
+    found = re.fullmatch(r"(?P<model>.+)@(?P<url>https?://.+)", named)
+    return (found["model"], found["url"]) if found else (named, None)

@@ -69,8 +69,15 @@ REFERENCE := .build/reference
 REFERENCE_PIP := $(REFERENCE)/bin/python -m pip --disable-pip-version-check
 REFERENCE_INPUTS := $(wildcard tests/reference/requirements*.txt) constraints.txt
 # Their warnings are their own.
-test-reference: $(INSTALLED) $(REFERENCE)/.installed
+test-reference: $(INSTALLED) $(REFERENCE)/.installed $(REFERENCE)-pylate/.installed
 	$(call step,Comparing with the authors' packages,PYTHONPATH=. $(REFERENCE)/bin/python -m pytest -W ignore tests/reference)
+	$(call step,Comparing with PyLate,PYTHONPATH=. $(REFERENCE)-pylate/bin/python -m pytest -W ignore tests/reference/test_late_interaction.py)
+
+$(REFERENCE)-pylate/.installed: tests/reference/requirements-pylate.txt
+	$(call step,Making $(REFERENCE)-pylate,$(PYTHON) -m venv $(REFERENCE)-pylate)
+	$(call step,Installing torch,$(REFERENCE)-pylate/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt torch)
+	$(call step,Installing PyLate,$(REFERENCE)-pylate/bin/python -m pip --disable-pip-version-check install -q -r $< && $(REFERENCE)-pylate/bin/python -m pip --disable-pip-version-check install -q --no-deps pylate==1.6.0)
+	@touch $@
 
 $(REFERENCE)/.installed: $(REFERENCE_INPUTS)
 	$(call step,Making $(REFERENCE),$(PYTHON) -m venv $(REFERENCE))

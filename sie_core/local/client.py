@@ -136,7 +136,8 @@ class LocalClient:
         Args:
             model: Name or folder.
             query: `Item(text=…)`; its id, if any, comes back as `query_id`.
-            items: `Item(id=…, text=…)`; those without an id come back as `item-N`.
+            items: `Item(id=…, text=…)`; those without an id come back as `item-N`. Late-interaction
+                models also take `Item(multivector=…)`, as the query too: what `encode` gave.
             instruction: For models whose prompt has a place for one: stands there, instead of the
                 model's own. For others: put before the query, with a space between.
             options: `max_length` (tokens per pair), `score_space` (`raw` or `probability`),
@@ -216,7 +217,7 @@ class LocalClient:
             model: Name or folder.
             items: One `Item(text=…)`, or a list of them.
             output_types: `dense`, `multivector`; None means the model's own.
-            instruction: For models trained with instructions.
+            instruction: Put before each text, behind the model's own prompt, with a space between.
             output_dtype: `float32` or `float16`; None means float32.
             is_query: Whether the texts are queries, where the model tells them from documents.
             options: `max_length` (tokens per text), `batch_size` (texts per forward pass).

@@ -139,10 +139,10 @@ class CausalReranker:
         if max_length is not None:
             longest = self.architecture.max_length
             tokenizer.check_max_length(max_length, longest, request.instruction)
-        texts = [item["text"] for item in request.items]
+        texts = request.texts
         position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         sequences = tokenizer.encode(
-            request.query["text"],
+            request.query_text,
             list(position_of),
             instruction=request.instruction,
             max_length=self.max_length if max_length is None else max_length,

@@ -22,6 +22,7 @@ from sie_core.local.architecture import Architecture
 from sie_core.local.attention import Attention, GroupedAttention, VarlenAttention, VarlenKernel
 from sie_core.local.cuda import find_varlen_kernel
 from sie_core.local.layers import PackedInputs, Placement
+from sie_core.local.memory import count_bytes
 from sie_core.local.packing import NO_ROUNDING, Int32s, PackedBatch
 from sie_core.local.texts import Text
 from sie_core.local.weights import Weights
@@ -63,6 +64,11 @@ class LoadedBody(Protocol):
     @property
     def computed_by(self) -> str:
         """Say what runs the forward pass."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of its weights, mapped ones included."""
         ...
 
     def open(self) -> HiddenRunner:
@@ -114,6 +120,11 @@ class CompiledBody:
         """Name the kernels."""
         return f"{self._body.kernels} kernels"
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of its weights, mapped ones included."""
+        return self._body.num_bytes
+
     def open(self) -> HiddenRunner:
         """Return a runner with a workspace of its own."""
         body, workspace = self._body, native.Workspace(self._body)
@@ -151,6 +162,11 @@ class TorchBody:
     def computed_by(self) -> str:
         """Say which attention is used."""
         return "torch" if self._kernel is None else "torch, by cumulative lengths"
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of its weights, mapped ones included."""
+        return count_bytes(self._body)
 
     def open(self) -> HiddenRunner:
         """Return a runner; torch's own buffers serve all of them."""

@@ -31,6 +31,13 @@ _EXIT_PATIENCE_SECONDS = 2.0
 """How long the end of the process waits for a batch that is being computed."""
 
 
+_SWAP_PATIENCE_SECONDS = 5.0
+"""How long a swap waits for calls on the old weights; later ones let go of them by themselves.
+
+Not without end: who swaps from an event loop's own thread would wait for its own coroutines.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelKey:
     """What makes two loaded models the same.
@@ -76,10 +83,10 @@ class Calls:
     def __len__(self) -> int:
         return self._count
 
-    def wait_for_end(self) -> None:
-        """Wait until there are none."""
+    def wait_for_end(self, timeout_seconds: float | None = None) -> None:
+        """Wait until there are none, or until the time is up."""
         with self._end:
-            self._end.wait_for(lambda: not self._count)
+            self._end.wait_for(lambda: not self._count, timeout_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +267,7 @@ class Registry:
                 raise
         num_replaced = len(old)
         _warn_overwritten(old)
+        _drain(old, _SWAP_PATIENCE_SECONDS)
         _unload(old)
         return num_replaced
 
@@ -431,9 +439,9 @@ class Registry:
             if victim is None:
                 _refuse(coming, others, limits)
                 return
-            _drain(victim)
             leaving = [victim]
             del victim, others  # the last to know it
+            _drain(leaving)
             _unload(leaving)
 
     def _pop_victim(self, coming: _Entry, spared: list[_Entry]) -> _Entry | None:
@@ -486,11 +494,11 @@ def _check_budget(num_bytes: int, limits: Limits, verb: str) -> None:
         raise ResourceExhaustedError(msg)
 
 
-def _drain(entry: _Entry) -> None:
-    """Wait for the calls that use a model; as it is in the table no more, they get no new ones."""
-    model = entry.loaded
-    if model is not None:
-        model.calls.wait_for_end()
+def _drain(entries: list[_Entry], timeout_seconds: float | None = None) -> None:
+    """Wait for the calls that use models; out of the table, these get no new ones."""
+    for entry in entries:
+        if entry.loaded is not None:
+            entry.loaded.calls.wait_for_end(timeout_seconds)
 
 
 def _unload(entries: list[_Entry]) -> None:

@@ -15,6 +15,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -59,7 +60,7 @@ class SchedulerStats:
     num_out_of_memory: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Request:
     """One caller's sequences and the outputs found for them so far.
 
@@ -227,7 +228,7 @@ class Scheduler:
             num_batches = self._plan()
             self._aim = math.ceil(self._num_queued_tokens / num_batches)
             self._arrival.notify(num_batches)
-        request.future.add_done_callback(lambda _: self._drop(request))
+        request.future.add_done_callback(_dropping(self, request))
         return request.future
 
     def warm_up(self, sequences: Sequence[TokenSequence]) -> list[Future[list[Any]]]:
@@ -445,6 +446,22 @@ class Scheduler:
             len(slots),
             _num_tokens(slots),
         )
+
+
+def _dropping(scheduler: Scheduler, request: _Request) -> Callable[[object], None]:
+    """Return what a request's future calls when it has its answer.
+
+    A future keeps its callbacks for good. Were the request held by this one, the two would hold
+    each other, and the scheduler with the model's weights, until Python's cycle collector comes.
+    """
+    weak_scheduler, weak_request = weakref.ref(scheduler), weakref.ref(request)
+
+    def drop(_: object) -> None:
+        alive, waiting = weak_scheduler(), weak_request()
+        if alive is not None and waiting is not None:
+            alive._drop(waiting)  # noqa: SLF001  it is of this module
+
+    return drop
 
 
 class _Lazy:

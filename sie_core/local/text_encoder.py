@@ -19,6 +19,7 @@ from sie_core.errors import InferenceError, InvalidRequestError, UnsupportedMode
 from sie_core.local.architecture import Architecture
 from sie_core.local.hidden import HiddenStates, LoadedBody
 from sie_core.local.maxsim import Vectors, check_vectors, maxsim
+from sie_core.local.memory import count_bytes
 from sie_core.local.model import BatchRunner, Job
 from sie_core.local.requests import EncodeRequest, ScoreRequest, with_instruction
 from sie_core.local.texts import Text, TextForm, TextTokenizer
@@ -111,6 +112,11 @@ class TextEncoder:
     def computed_by(self) -> str:
         """Say what runs the forward pass."""
         return self._body.computed_by
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of its weights, mapped ones included."""
+        return self._body.num_bytes + count_bytes(self._recipe.heads)
 
     def open_worker(self) -> BatchRunner:
         """Return a function that runs batches, with buffers of its own."""

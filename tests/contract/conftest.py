@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -243,8 +243,15 @@ class BareReranker:
         return [Plain(f"doc-{i}", text, 0.5, metadata(i)) for i, text in enumerate(texts)]
 
     def rerank(self, component: Reranker, query: str, documents: list[Any]) -> list[Any]:
-        ranking = component.rerank(query, [document.text for document in documents])
+        texts, scores = self.columns(documents)
+        ranking = component.rerank(query, texts, retrieval_scores=scores)
         return self.chosen(documents, ranking)
+
+    def columns(self, documents: list[Any]) -> tuple[list[str | None], list[float | None]]:
+        return [document.text for document in documents], [document.score for document in documents]
+
+    def with_scores(self, documents: list[Any], scores: list[float]) -> list[Any]:
+        return [replace(one, score=score) for one, score in zip(documents, scores, strict=True)]
 
     def chosen(self, documents: list[Any], ranking: Any) -> list[Any]:
         originals = [documents[entry.index] for entry in ranking]
@@ -264,8 +271,9 @@ class BareRerankerAsync(BareReranker):
     """`Reranker.arerank`."""
 
     def rerank(self, component: Reranker, query: str, documents: list[Any]) -> list[Any]:
-        texts = [document.text for document in documents]
-        return self.chosen(documents, asyncio.run(component.arerank(query, texts)))
+        texts, scores = self.columns(documents)
+        ranking = asyncio.run(component.arerank(query, texts, retrieval_scores=scores))
+        return self.chosen(documents, ranking)
 
 
 class LangChain:
@@ -285,6 +293,11 @@ class LangChain:
             Document(id=f"doc-{i}", page_content=text or "", metadata=metadata(i))
             for i, text in enumerate(texts)
         ]
+
+    def with_scores(self, documents: list[Any], scores: list[float]) -> list[Any]:
+        for document, score in zip(documents, scores, strict=True):
+            document.metadata["score"] = score
+        return documents
 
     def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
         return list(component.compress_documents(documents, query))
@@ -329,6 +342,11 @@ class LlamaIndex:
             for i, text in enumerate(texts)
         ]
 
+    def with_scores(self, documents: list[Any], scores: list[float]) -> list[Any]:
+        for document, score in zip(documents, scores, strict=True):
+            document.score = score
+        return documents
+
     def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
         return list(component.postprocess_nodes(documents, query_str=query))
 
@@ -357,7 +375,7 @@ class Haystack:
 
         from sie_haystack import SIERanker
 
-        if "score_space" in settings:
+        if settings.get("score_space") in {"raw", "probability"}:
             settings["scale_score"] = settings.pop("score_space") == "probability"
         if "token" in settings:
             settings["token"] = Secret.from_token(settings["token"])
@@ -370,6 +388,9 @@ class Haystack:
             Document(id=f"doc-{i}", content=text, meta=metadata(i), score=0.5, embedding=[0.1, i])
             for i, text in enumerate(texts)
         ]
+
+    def with_scores(self, documents: list[Any], scores: list[float]) -> list[Any]:
+        return [replace(one, score=score) for one, score in zip(documents, scores, strict=True)]
 
     def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
         return list(component.run(query=query, documents=documents)["documents"])

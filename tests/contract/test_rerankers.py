@@ -15,7 +15,9 @@ import pytest
 
 import sie_core.local
 from sie_core import Item, LocalClient
+from sie_core.calibration import Calibration, LogisticCurve
 from sie_core.errors import DeadlineExceededError, InvalidResponseError, ModelError, SIEError
+from sie_core.fusion import fuse_scores
 
 QUERY = "how many people live in berlin"
 TEXTS = [
@@ -247,6 +249,38 @@ def test_7_every_component_gives_the_same_order(subject: Any, model: str) -> Non
 
 
 @pytest.mark.usefixtures("released")
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_the_retrieval_score_is_mixed_in_by_its_weight(
+    subject: Any, model: str, weight: float
+) -> None:
+    """Each document's score is the mix of z-scores; what the model gave stands beside it."""
+    retrieved = [0.9, 0.1, 0.8, 0.3]
+    alone = {view.id: view.score for view in rerank(subject, model, TEXTS[:4])}
+    component = subject.make(model, fuse_retrieval_score=weight)
+    documents = subject.with_scores(subject.documents(TEXTS[:4]), retrieved)
+    views = [subject.view(one) for one in subject.rerank(component, QUERY, documents)]
+    mixed = fuse_scores([alone[f"doc-{i}"] for i in range(4)], retrieved, retrieval_weight=weight)
+    expected = sorted(range(4), key=lambda i: -mixed[i])
+    assert ids(views) == [f"doc-{i}" for i in expected]
+    assert [view.score for view in views] == pytest.approx([mixed[i] for i in expected], abs=1e-3)
+
+
+def test_calibrated_probabilities(subject: Any, model: str, tmp_path: Path) -> None:
+    """A file of `sie calibrate` turns scores into probabilities, in the same order."""
+    alone = rerank(subject, model, TEXTS[:4])
+    # A server does not say what its scores are; in this process they are asked for as logits.
+    space = None if subject.server else "raw"
+    curve = LogisticCurve(slope=3.0, intercept=-1.0)
+    fitted = Calibration(model=model, score_space=space, probability=curve)
+    path = fitted.save(tmp_path / "calibration.json")
+    views = rerank(subject, model, TEXTS[:4], score_space="calibrated", calibration=path)
+    assert ids(views) == ids(alone)
+    raw = alone if space is None else rerank(subject, model, TEXTS[:4], score_space="raw")
+    assert [view.score for view in views] == pytest.approx(
+        [curve(view.score) for view in raw], abs=1e-3
+    )
+
+
 def test_9_a_deadline_bounds_loading_and_scoring(subject: Any, model: str) -> None:
     """A time that cannot suffice is a DeadlineExceededError, in every component."""
     with pytest.raises(DeadlineExceededError, match="timeout of 1e-05 s passed"):

@@ -420,6 +420,8 @@ NON_DEFAULTS: dict[str, Any] = {
     "num_threads": 2,
     "max_length": 64,
     "batch_size": 2,
+    "calibration": "/somewhere/calibration.json",
+    "fuse_retrieval_score": 0.25,
     "lora": "owner/legal",
     "revision": "v2",
     "cache_dir": "/somewhere",

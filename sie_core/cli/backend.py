@@ -233,7 +233,11 @@ class Backend:
 
     def settings(self) -> dict[str, Any]:
         """Return what was set, by name."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+            if value not in (None, False)
+        }
 
     @property
     def devices(self) -> str | list[str] | None:

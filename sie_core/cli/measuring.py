@@ -397,12 +397,17 @@ class Measuring:
                     f"before, and are taken from {folder}"
                 )
             self._load(reranker)
+            execution = reranker.execution
             scoring.score(self.steps.watch)
             seconds = scoring.time_depths(
                 depths, num_queries=self.num_timed, seed=self.data.seed, watch=self.steps.watch
             )
         return Measured(
-            label=named, scored=scoring.scored, seconds_by_depth=seconds, settings=settings
+            label=named,
+            scored=scoring.scored,
+            seconds_by_depth=seconds,
+            settings=settings,
+            execution=execution,
         )
 
     def _load(self, reranker: Reranker) -> None:

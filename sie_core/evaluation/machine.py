@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("sie-core", "torch", "numpy", "bm25s", "ir_measures", "pytrec_eval-terrier")
-"""What a measurement's figures may depend on."""
+PACKAGES = ("numpy", "bm25s", "ir_measures", "pytrec_eval-terrier", "matplotlib")
+"""What the figures of an evaluation may depend on, beside the engine."""
 
 
-def describe_machine() -> dict[str, str | int]:
-    """Return what this machine is: processor, usable cores, memory, system."""
-    facts: dict[str, str | int] = {
+def describe_machine() -> dict[str, str]:
+    """Say on what machine, and with which versions of the engine, something was measured."""
+    import sie_core
+
+    facts = {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "sie": sie_core.__version__,
+        "date": time.strftime("%Y-%m-%d"),
     }
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory_gib"] = round(
-            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        )
+    if (torch := sys.modules.get("torch")) is not None:
+        facts["torch"] = str(torch.__version__)
+        if torch.cuda.is_available():
+            facts["gpu"] = str(torch.cuda.get_device_name())
     return facts
 
 
@@ -34,15 +39,17 @@ def installed_versions() -> dict[str, str]:
     for package in PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # an engine is not needed where a server scores
+        except PackageNotFoundError:  # plots are drawn for a report only
             continue
     return versions
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    def lines() -> Iterator[str]:
+        try:
+            yield from Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return
+
+    named = (line.partition(":")[2].strip() for line in lines() if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

@@ -35,13 +35,15 @@ class Measured:
         label: What the model is called here.
         scored: Every query's scores.
         seconds_by_depth: Times of real calls with that many candidates.
-        settings: How it ran, for the record.
+        settings: What was set, for the record.
+        execution: How the model ran in this process, and why so; None where a server ran it.
     """
 
     label: str
     scored: Mapping[str, Scored]
     seconds_by_depth: Mapping[int, Sequence[float]]
     settings: Mapping[str, Any]
+    execution: str | None
 
 
 def describe_data(collection: Collection, store: TextStore) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def describe_model(
     return {
         "label": measured.label,
         "settings": dict(measured.settings),
+        "execution": measured.execution,
         "served_by": sorted({scored.served_by for scored in measured.scored.values()}),
         "metrics": [
             {

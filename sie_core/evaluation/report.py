@@ -217,6 +217,7 @@ def _circumstances(outcome: Mapping[str, Any]) -> str:
     settings = [
         f"{model['label']}: "
         + ", ".join(f"{name}={value}" for name, value in model["settings"].items())
+        + (f" ({model['execution']})" if model["execution"] else "")
         for model in outcome["models"]
     ]
     statistics = outcome["statistics"]

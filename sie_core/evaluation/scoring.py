@@ -153,7 +153,8 @@ class Scoring:
         ranking, seconds = self._call(query_id, self._store.passages(documents))
         scores: list[float | None] = [None] * len(documents)
         for entry in ranking:
-            scores[entry.index] = entry.score
+            # A calibrated score can be the same for several; the model's own tells them apart.
+            scores[entry.index] = entry.score if entry.model_score is None else entry.model_score
         return Scored(
             documents=documents,
             scores=tuple(scores),

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import random
 import string
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sie_core.errors import InferenceError, InvalidRequestError
+from sie_core.evaluation.machine import describe_machine
 from sie_core.reranker import Reranker
 
 CANDIDATES = (10, 20, 50, 100)
@@ -303,33 +302,3 @@ def resident_mib() -> float | None:
         return None
     line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) / 1024
-
-
-def describe_machine() -> dict[str, str]:
-    """Say on what machine, and with which versions, something was measured."""
-    import sie_core
-
-    facts = {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "sie": sie_core.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    if (torch := sys.modules.get("torch")) is not None:
-        facts["torch"] = str(torch.__version__)
-        if torch.cuda.is_available():
-            facts["gpu"] = str(torch.cuda.get_device_name())
-    return facts
-
-
-def _processor() -> str:
-    def lines() -> Iterator[str]:
-        try:
-            yield from Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return
-
-    named = (line.partition(":")[2].strip() for line in lines() if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.browser
 
 METRICS = ("nDCG@10", "RR@10", "P@5", "AP")
 NUM_QUERIES = 40
+TIMEOUT_MS = 240_000
+"""A browser on a busy machine is slow to start."""
 
 
 def _metric(name: str, before: float, after: float) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def _model(label: str, quality: float) -> dict[str, Any]:
     return {
         "label": label,
         "settings": {"model": label, "mode": "auto"},
+        "execution": "fast on cpu: bfloat16",
         "served_by": ["local"],
         "metrics": [_metric(name, 0.5, quality) for name in METRICS],
         "latency": {
@@ -119,9 +122,12 @@ def page() -> Iterator[Any]:
     if chromium is None:
         pytest.skip("there is no chromium; on Debian: apt-get install chromium")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], timeout=TIMEOUT_MS
+        )
         context = browser.new_context(offline=True, viewport={"width": 1100, "height": 900})
         opened = context.new_page()
+        opened.set_default_timeout(TIMEOUT_MS)
         opened.wrong = []
         opened.on("console", lambda message: opened.wrong.append(message.text))
         opened.on("pageerror", lambda error: opened.wrong.append(str(error)))

@@ -99,7 +99,15 @@ def test_debug_shows_the_traceback(sie: Callable[..., Any], lines: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["rerank", "--help"], ["health", "--help"], ["models"], ["--version"]]
+    "arguments",
+    [
+        ["--help"],
+        ["rerank", "--help"],
+        ["eval", "--help"],
+        ["health", "--help"],
+        ["models"],
+        ["--version"],
+    ],
 )
 def test_help_and_the_catalogue_import_nothing_heavy(
     environment: dict[str, str], arguments: list[str]

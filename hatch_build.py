@@ -28,7 +28,10 @@ _UNITS = {
     "model": ("model.c", []),
     "avx2": ("float32.c", ["-mavx2", "-mfma", "-DVECTOR_WIDTH=8"]),
     "avx512": ("float32.c", [*_AVX512, "-mprefer-vector-width=512", "-DVECTOR_WIDTH=16"]),
-    "amx": ("amx.c", [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-mprfchw"]),
+    "amx": (
+        "amx.c",
+        [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-mprfchw"],
+    ),
 }
 """What is compiled: each file for its instruction set; the right one is chosen at run time."""
 

@@ -296,9 +296,12 @@ class Measuring:
         state = StateFolder(path, settings)
         try:
             yield state
-        except BaseException:
+        except BaseException as exc:
             state.close()
-            self.steps.note(f"what was done is kept in {path}; the same command continues there")
+            if not isinstance(exc, InvalidRequestError):  # the same command would fail again
+                self.steps.note(
+                    f"what was done is kept in {path}; the same command continues there"
+                )
             raise
         if self.resume is None:
             state.delete()

@@ -184,6 +184,36 @@ def test_a_run_file_and_three_files_are_enough(run: Run, beir: Path, tmp_path: P
     )
 
 
+@pytest.mark.weights
+@pytest.mark.parametrize("first_stage", ["dense", "hybrid"])
+def test_embeddings_of_this_process_are_a_first_stage(
+    run: Run, tmp_path: Path, first_stage: str
+) -> None:
+    """By the embedder of the wheel: what means the same comes first, though words differ."""
+    folder = tmp_path / "meanings"
+    (folder / "qrels").mkdir(parents=True)
+    pairs = {
+        "how many people live in berlin": "The capital of Germany has 3.5 million inhabitants.",
+        "what colour is a banana": "These fruits are yellow when they are ripe.",
+        "parts of a violin": "The instrument has four strings, a bridge and a scroll.",
+    }
+    write_jsonl(
+        folder / "corpus.jsonl",
+        [{"_id": f"d{i}", "text": text} for i, text in enumerate(pairs.values())],
+    )
+    write_jsonl(
+        folder / "queries.jsonl", [{"_id": f"q{i}", "text": text} for i, text in enumerate(pairs)]
+    )
+    judgements = "".join(f"q{i}\td{i}\t1\n" for i in range(3))
+    (folder / "qrels" / "test.tsv").write_text(judgements, encoding="utf-8")
+    state = tmp_path / "state"
+    outcome = evaluated(
+        run, "eval", "--dataset", folder, "--first-stage", first_stage, "--resume", state
+    )
+    assert outcome["first_stage"]["metrics"]["nDCG@10"] == 1.0
+    assert (state / "vectors.f32").stat().st_size == 3 * 384 * 4
+
+
 def test_a_finished_run_leaves_no_state(run: Run, beir: Path, tmp_path: Path) -> None:
     """Only what was asked for: the same command then measures anew."""
     evaluated(run, "eval", "--dataset", beir)

@@ -154,13 +154,20 @@ class Others:
         model: A name of `MODELS`.
         folder: Its folder.
         python: The interpreter of the peers' environment.
+        libraries: Those to search, besides the default; all if None.
     """
 
-    def __init__(self, model: str, folder: Path, python: Path) -> None:
+    def __init__(
+        self, model: str, folder: Path, python: Path, libraries: Sequence[str] | None = None
+    ) -> None:
         self._folder = folder
         self._python = python
         self._children: dict[str, Child] = {}
-        self._families = families(model)
+        self._families = [
+            family
+            for family in families(model)
+            if libraries is None or family.fixed["library"] in libraries
+        ]
         self.default = Peer(
             DEFAULT,
             {"library": "sentence-transformers"},
@@ -316,6 +323,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=["mixed", "equal"])
     parser.add_argument("--rounds", type=int, help="default 7, or 3 with --quick")
     parser.add_argument("--peers", type=Path, default=PEERS_PYTHON, metavar="PYTHON")
+    parser.add_argument(
+        "--libraries",
+        nargs="*",
+        metavar="NAME",
+        help="race only these, besides the default; without a name the default alone",
+    )
     parser.add_argument("--hide-amx", action="store_true", help="let no side use AMX")
     parser.add_argument(
         "--busy-neighbour", action="store_true", help="what one busy process does to each instead"
@@ -333,7 +346,7 @@ def compare(model: str, arguments: argparse.Namespace, corpus: Corpus, report: R
     """Run the race for one model and add its tables."""
     folder = checkpoint(model)
     num_rounds = arguments.rounds or (3 if arguments.quick else 7)
-    others = Others(model, folder, arguments.peers)
+    others = Others(model, folder, arguments.peers, arguments.libraries)
     ours = open_modes(OURS, folder)
     try:
         with reference(folder, arguments.peers) as truth:
@@ -369,7 +382,7 @@ def compare_busy(model: str, arguments: argparse.Namespace, corpus: Corpus, repo
     """Run beside a busy neighbour and add the table."""
     folder = checkpoint(model)
     num_rounds = arguments.rounds or (3 if arguments.quick else 7)
-    others = Others(model, folder, arguments.peers)
+    others = Others(model, folder, arguments.peers, arguments.libraries)
     ours = open_modes(OURS, folder)
     try:
         peers, _, _ = others.best(search_workloads(corpus.mixed, is_quick=True), is_quick=True)

@@ -55,6 +55,15 @@ ScoreSpaceOption = Annotated[
         rich_help_panel="Model",
     ),
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        dir_okay=False,
+        help="For calibrated scores: a file that `sie calibrate` wrote.",
+        show_default="the one kept under the model's name",
+        rich_help_panel="Model",
+    ),
+]
 InstructionOption = Annotated[
     str | None,
     typer.Option(
@@ -193,7 +202,7 @@ class Backend:
             score_space=None if self.score_space is None else self.score_space.value,
             calibration=self.calibration,
             timeout_seconds=self.timeout,
-            device=self._devices,
+            device=self.devices,
             mode=self.mode.value,
             dtype=self.dtype,
             num_threads=self.num_threads,
@@ -215,7 +224,7 @@ class Backend:
         from sie_core.local import LocalClient
 
         return LocalClient(
-            device=self._devices,
+            device=self.devices,
             mode=self.mode.value,
             dtype=self.dtype,
             num_threads=self.num_threads,
@@ -231,7 +240,8 @@ class Backend:
         }
 
     @property
-    def _devices(self) -> str | list[str] | None:
+    def devices(self) -> str | list[str] | None:
+        """The device, or a list where several were named."""
         device = self.device
         return device.split(",") if device and "," in device else device
 

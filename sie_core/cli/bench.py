@@ -12,9 +12,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sie_core.cli.backend import ModeName, RerankerFactory
+from sie_core.cli.backend import (
+    Backend,
+    BaseUrlOption,
+    DeviceOption,
+    DtypeOption,
+    GpuOption,
+    MaxLengthOption,
+    ModeName,
+    ModeOption,
+    NumThreadsOption,
+    WaitForCapacityOption,
+)
 from sie_core.errors import InvalidRequestError
-from sie_core.reranker import Reranker
 from sie_core.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -25,13 +35,6 @@ def bench(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Model name or folder.")] = DEFAULT_MODEL,
     *,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="Measure this SIE server instead.",
-            show_default="SIE_BASE_URL, else this process",
-        ),
-    ] = None,
     candidates: Annotated[
         str, typer.Option(help="Documents of a call; a row for each.", metavar="N,N,…")
     ] = "10,20,50,100",
@@ -42,9 +45,14 @@ def bench(
     cold_starts: Annotated[
         int, typer.Option(min=0, help="Fresh processes to start; 0 leaves them out.")
     ] = 3,
-    mode: Annotated[ModeName, typer.Option(help="See `sie rerank`.")] = ModeName.AUTO,
-    device: Annotated[str | None, typer.Option(help="See `sie rerank`.")] = None,
-    num_threads: Annotated[int | None, typer.Option(min=1, help="See `sie rerank`.")] = None,
+    base_url: BaseUrlOption = None,
+    gpu: GpuOption = None,
+    wait_for_capacity: WaitForCapacityOption = False,
+    max_length: MaxLengthOption = None,
+    device: DeviceOption = None,
+    mode: ModeOption = ModeName.AUTO,
+    dtype: DtypeOption = None,
+    num_threads: NumThreadsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     plot: Annotated[
         Path | None,
@@ -65,11 +73,19 @@ def bench(
         from sie_core.evaluation.speed_plot import draw_speed  # tells now if a library is missing
     from sie_core.evaluation.speed import measure_speed
 
-    arguments: dict[str, Any] = {"mode": mode.value, "device": device, "num_threads": num_threads}
-    make_reranker: RerankerFactory = ctx.obj or Reranker
+    backend = Backend(
+        base_url=base_url,
+        gpu=gpu,
+        wait_for_capacity=wait_for_capacity,
+        max_length=max_length,
+        device=device,
+        mode=mode,
+        dtype=dtype,
+        num_threads=num_threads,
+    )
     console = Console(stderr=True)
     with (
-        make_reranker(model, base_url=base_url, **arguments) as reranker,
+        backend.open_reranker(model, ctx.obj) as reranker,
         console.status("measuring") as status,
     ):
         report = measure_speed(
@@ -78,7 +94,7 @@ def bench(
             callers=_numbers("--concurrency", concurrency),
             num_calls=num_calls,
             cold_starts=cold_starts,
-            cold_start_arguments=arguments,
+            cold_start_arguments=_local_arguments(backend),
             step=lambda what: status.update(f"measuring {model}: {what}"),
         )
     if as_json:
@@ -87,6 +103,17 @@ def bench(
         _print(report)
     if plot is not None:
         draw_speed(report, plot)
+
+
+def _local_arguments(backend: Backend) -> dict[str, Any]:
+    """Return the same settings as arguments of `Reranker`, for a process of its own."""
+    return {
+        "max_length": backend.max_length,
+        "device": backend.devices,
+        "mode": backend.mode.value,
+        "dtype": backend.dtype,
+        "num_threads": backend.num_threads,
+    }
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -17,7 +17,19 @@ from rich.progress import track
 from rich.table import Table
 
 from sie_core.calibration import Method, calibration_path
-from sie_core.cli.backend import ModeName, RerankerFactory
+from sie_core.cli.backend import (
+    Backend,
+    BaseUrlOption,
+    DeviceOption,
+    DtypeOption,
+    GpuOption,
+    MaxLengthOption,
+    ModelOption,
+    ModeName,
+    ModeOption,
+    NumThreadsOption,
+    WaitForCapacityOption,
+)
 from sie_core.cli.records import Format, JudgedPair, read_pairs
 from sie_core.errors import InvalidRequestError
 from sie_core.reranker import Reranker
@@ -99,20 +111,15 @@ def calibrate(
         float, typer.Option(help="Part of the queries that is measured on, not fitted on.")
     ] = 0.3,
     seed: Annotated[int, typer.Option(help="For the draw and the split.")] = 0,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Model name or folder.", rich_help_panel="Model")
-    ] = DEFAULT_MODEL,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of an SIE server that scores.",
-            show_default="SIE_BASE_URL, else this process scores",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    mode: Annotated[
-        ModeName, typer.Option(help="See `sie rerank`.", rich_help_panel="Model")
-    ] = ModeName.AUTO,
+    model: ModelOption = DEFAULT_MODEL,
+    max_length: MaxLengthOption = None,
+    base_url: BaseUrlOption = None,
+    gpu: GpuOption = None,
+    wait_for_capacity: WaitForCapacityOption = False,
+    device: DeviceOption = None,
+    mode: ModeOption = ModeName.AUTO,
+    dtype: DtypeOption = None,
+    num_threads: NumThreadsOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -152,8 +159,17 @@ def calibrate(
         )
     else:
         pairs = _draw(str(dataset), num_queries, seed)
-    make_reranker: RerankerFactory = ctx.obj or Reranker
-    with make_reranker(model, base_url=base_url, mode=mode.value) as reranker:
+    backend = Backend(
+        base_url=base_url,
+        gpu=gpu,
+        wait_for_capacity=wait_for_capacity,
+        max_length=max_length,
+        device=device,
+        mode=mode,
+        dtype=dtype,
+        num_threads=num_threads,
+    )
+    with backend.open_reranker(model, ctx.obj) as reranker:
         judged, score_space = _score(reranker, pairs)
     report = fit(
         judged,

@@ -35,7 +35,7 @@ COLOURS = {
 }
 """The light palette, and each colour's CSS variable."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sie",
     "font.family": "sans-serif",

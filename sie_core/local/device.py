@@ -31,7 +31,7 @@ _PROBE_GAIN = 1.2
 """bfloat16 must be this much faster than float32 to be worth its rounding."""
 
 _KERNELS_BELOW_AMX = ("avx512", "avx2")
-"""What `SIE_MAX_CPU_ISA` names without AMX; `none` leaves it to torch, and oneDNN's own bound."""
+"""Values of `SIE_MAX_CPU_ISA` without AMX; `none` leaves all to torch, within oneDNN's bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ none (no compiler, another system or processor) the forward passes in torch take
 give the same scores. Which kernels run:
 
     amx          bfloat16 products; float32 sums, residuals, norms    Intel servers from 2023 on
-    amx-float32  float32, each product in parts of bfloat16           the same
+    amx-float32  float32, each product in digits of a byte            the same
     avx512       float32                                              Intel and AMD servers
     avx2         float32                                              any x86-64 since 2013
 
@@ -46,6 +46,9 @@ _KERNELS_OF = {torch.bfloat16: ("amx",), torch.float32: ("amx-float32", "avx512"
 # The numbers of `enum sie_epilogue` and of the formats in kernels/model.c.
 _ACTIVATIONS: dict[Activation, int] = {"gelu": 1, "gelu_tanh": 2, "relu": 3}
 _WORD_FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_MOST_DIGIT_PRODUCTS = (2**31 - 1) // (3 * 2**14)
+"""Of rows longer than this, three products of digits per value could overflow 32 bits."""
 
 _WORKSPACE_STEP = 512
 """Buffers grow in steps of this many tokens, so that they are seldom made anew."""
@@ -158,8 +161,10 @@ def choose_kernels(architecture: Architecture, dtype: torch.dtype) -> str | None
 
 
 def _fits(architecture: Architecture, kernels: str) -> bool:
-    """Tell whether a model's sizes are whole numbers of the kernels' blocks."""
+    """Tell whether a model's sizes are whole numbers of the kernels' blocks, and not too large."""
     block = 16 if kernels == "avx2" else 32
+    if kernels == "amx-float32" and architecture.intermediate_size > _MOST_DIGIT_PRODUCTS:
+        return False
     return (
         architecture.hidden_size % 32 == 0
         and architecture.intermediate_size % 32 == 0

@@ -1,6 +1,6 @@
 """Does memory stay the same? Resident size after 1,000 and after 10,000 calls of random sizes.
 
-    python resident_memory.py --model FOLDER [--calls 10000] [--threads 4]
+    python resident_memory.py --model FOLDER [--calls 10000] [--threads 4] [--mode exact]
 
 Every call has a query and documents that no other has, so caches turn over. Exits with 1 where the
 size has grown by more than 5% from a tenth of the calls to all of them.
@@ -49,9 +49,10 @@ def main() -> int:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--mode", choices=("auto", "exact", "fast"), default="auto")
     given = parser.parse_args()
     # A small cache turns over within the first tenth; a large one would still be filling.
-    client = LocalClient(token_cache_bytes=2**20)
+    client = LocalClient(mode=given.mode, token_cache_bytes=2**20)
     sizes = []
     for tenth in range(10):
         threads = [

@@ -473,7 +473,7 @@ def test_both_spellings_of_the_rotary_base_are_read(tiny_qwen3: Path, tmp_path: 
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'; supported is 'default'"),
         ({"use_sliding_window": True}, "sliding windows"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-        ({"architectures": ["Qwen3ForSequenceClassification"]}, "use the original, such as Qwen/"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "made into a classifier"),
     ],
 )
 def test_what_is_not_computed_is_refused(
@@ -497,7 +497,8 @@ def test_an_embedding_model_is_no_reranker(tiny_qwen3: Path, tmp_path: Path) -> 
     folder = edited(tiny_qwen3, tmp_path / "embedding")
     modules = [{"type": f"sentence_transformers.models.{x}"} for x in ("Transformer", "Pooling")]
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    assert recognise(folder) == "dense"
+    with pytest.raises(UnsupportedModelError, match="embedding model made of a language model"):
+        recognise(folder)
     modules[1]["type"] = "sentence_transformers.cross_encoder.modules.LogitScore"
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     assert recognise(folder) == "causal-reranker"

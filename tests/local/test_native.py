@@ -89,9 +89,9 @@ def make_pairs(lengths: list[int], *, seed: int = 0) -> list[Pair]:
     return pairs
 
 
-def reference(folder: Path, pairs: list[Pair]) -> np.ndarray:
-    """What transformers computes in float32, one pair at a time."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+def reference(folder: Path, pairs: list[Pair], dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """What transformers computes, one pair at a time."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
     has_types = model.config.type_vocab_size > 1
     scores = []
     with torch.inference_mode():
@@ -208,6 +208,46 @@ def test_one_bad_sequence_spoils_no_other(checkpoint: Make, kernels: str) -> Non
     assert math.isnan(scores.pop(1))
     assert scores == expected
     assert worker(pairs) == expected
+
+
+@pytest.mark.parametrize("factor", [1, 30, 1000])
+def test_a_dominant_dimension_costs_the_others_little(checkpoint: Make, factor: float) -> None:
+    """Digits are shared out by a row's largest value; float32 sums lose by it as well."""
+    needed = {"amx-float32", "avx512"}
+    if not needed <= set(native.available_kernels()):
+        pytest.skip("this build or processor has no amx-float32 kernels")
+    folder = checkpoint(hidden_size=384, num_attention_heads=12, intermediate_size=1536)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if "LayerNorm.weight" in name:
+            tensors[name][11] *= factor
+        if name.endswith(("dense.weight", "query.weight", "key.weight", "value.weight")):
+            tensors[name] *= 0.2  # as trained weights: scores amplify no rounding
+    save_file(tensors, path, metadata={"format": "pt"})
+    pairs = make_pairs(LENGTHS)
+    exact = reference(folder, pairs, torch.float64)
+
+    def lost(kernels: str) -> float:
+        found = np.array(NativeWorker(load(folder, kernels))(pairs))
+        return float(np.sqrt(np.mean((found - exact) ** 2)))
+
+    assert lost("amx-float32") < 5 * lost("avx512") + 1e-7
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_weights_give_no_number(
+    checkpoint: Make, kernels: str, hidden_act: str, value: float
+) -> None:
+    """One weight that is not finite must not end as a score that looks like any other."""
+    folder = checkpoint(hidden_act=hidden_act)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["bert.encoder.layer.0.intermediate.dense.weight"][5, 7] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    scores = NativeWorker(load(folder, kernels))(make_pairs([20, 33]))
+    assert not np.isfinite(scores).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -97,6 +97,7 @@ NOT_OUR_REQUESTS = {
     "score_instruction_wrong_type": "refused before it is sent",
     "score_invalid_utf8_json": "not UTF-8",
     "score_json_nan": "refused before it is sent",
+    "score_multivector_items": "refused before it is sent",
     "score_missing_items": "no items",
     "score_missing_query": "no query",
     "score_no_content_type_msgpack_body": "no content type",

@@ -113,8 +113,8 @@ INLINE void finish_row(const float *sums, __m512 bias0, __m512 bias1, enum sie_e
         case SIE_GELU: v0 = gelu(v0), v1 = gelu(v1); break;
         case SIE_GELU_TANH: v0 = gelu_tanh(v0), v1 = gelu_tanh(v1); break;
         case SIE_RELU:
-            v0 = _mm512_max_ps(v0, _mm512_setzero_ps());
-            v1 = _mm512_max_ps(v1, _mm512_setzero_ps());
+            v0 = _mm512_max_ps(_mm512_setzero_ps(), v0); /* the second is what it returns */
+            v1 = _mm512_max_ps(_mm512_setzero_ps(), v1); /* where one is no number */
             break;
         default: break;
     }
@@ -492,7 +492,7 @@ static void pack_float32(const float *weight, int n, int k, void *out) {
             const float *row = weight + (size_t)(column + j) * k;
             float most = 0.0f, inverse;
             for (int i = 0; i < k; i++)
-                if (!(fabsf(row[i]) <= most)) most = fabsf(row[i]);
+                if (most < INFINITY && !(fabsf(row[i]) <= most)) most = fabsf(row[i]);
             units[j] = unit_of(most, &inverse);
             for (int i = 0; i < steps_of(k) * DEPTH; i++) {
                 const int at = i / DEPTH * DEPTH + source_of(i % DEPTH);

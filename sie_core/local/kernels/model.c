@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels.h"
 
@@ -62,9 +63,35 @@ typedef struct {
     size_t memory_bytes;
 } sie_workspace;
 
+/* What is before every allocation: the bytes that were mapped for it, 0 if it is of the heap. */
+typedef struct {
+    _Alignas(64) size_t mapped_bytes;
+} allocation;
+
+/* From here on memory is mapped by itself, so that it goes back when it is released: the heap keeps
+ * holes between what is still used, and models that come and go would make it grow. */
+#define MAPPED_SIZE (256 << 10)
+
+/* Memory from a multiple of 64 bytes on; NULL if there is none. */
 static void *allocate(size_t bytes) {
+    const size_t whole = bytes + sizeof(allocation);
     void *memory = NULL;
-    return posix_memalign(&memory, 64, bytes ? bytes : 64) ? NULL : memory;
+    if (whole >= MAPPED_SIZE) {
+        memory = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) return NULL;
+    } else if (posix_memalign(&memory, 64, whole)) {
+        return NULL;
+    }
+    allocation *head = memory;
+    head->mapped_bytes = whole >= MAPPED_SIZE ? whole : 0;
+    return head + 1;
+}
+
+static void release(void *memory) {
+    if (!memory) return;
+    allocation *head = (allocation *)memory - 1;
+    if (head->mapped_bytes) munmap(head, head->mapped_bytes);
+    else free(head);
 }
 
 /* Of the feed-forward's inner activations, computed at a time: they stay in a core's cache. */
@@ -108,7 +135,7 @@ EXPORT void sie_model_free(sie_model *model) {
         void *owned[] = {l->qkv,  l->output, l->up,      l->down,      l->key,       l->value,
                          l->norm, l->norm_bias, l->qkv_bias, l->output_bias, l->up_bias, l->down_bias,
                          l->last_norm, l->last_norm_bias};
-        for (size_t j = 0; j < sizeof owned / sizeof *owned; j++) free(owned[j]);
+        for (size_t j = 0; j < sizeof owned / sizeof *owned; j++) release(owned[j]);
     }
     free(model->layers);
     free(model);
@@ -194,7 +221,7 @@ EXPORT size_t sie_model_num_bytes(const sie_model *model) {
 
 EXPORT void sie_workspace_free(sie_workspace *workspace) {
     if (!workspace) return;
-    free(workspace->memory);
+    release(workspace->memory);
     free(workspace);
 }
 

@@ -73,7 +73,7 @@ INLINE vec finish(vec v, vec bias, enum sie_epilogue epilogue) {
     switch (epilogue) {
         case SIE_GELU: return gelu_of(v);
         case SIE_GELU_TANH: return gelu_tanh_of(v);
-        case SIE_RELU: return max2(v, splat(0.0f));
+        case SIE_RELU: return choose(v < splat(0.0f), splat(0.0f), v); /* keeps what is no number */
         default: return v;
     }
 }

@@ -341,6 +341,21 @@ def test_models_are_compared_on_the_same_candidates(
     assert {"report.html", "quality-by-latency.png", "gains-1.png", "gains-2.png"} <= names
 
 
+def test_a_model_here_is_compared_with_the_same_on_a_server(
+    run_real: Run, beir: Path, tiny_bert: Path, sie_server: str
+) -> None:
+    """Real models: the same scores, so no difference, and each says who answered."""
+    on_server = f"test/tiny-bert@{sie_server}"
+    arguments = ("--candidates", 4, "--depths", "2", "--timed-queries", 2)
+    outcome = evaluated(run_real, "compare", tiny_bert, on_server, "--dataset", beir, *arguments)
+    assert [one["served_by"] for one in outcome["models"]] == [["local"], [sie_server]]
+    assert outcome["models"][0]["execution"]
+    assert outcome["models"][1]["execution"] is None
+    assert all(one["latency"]["p50_ms"] > 0 for one in outcome["models"])
+    assert [pair["difference"] for pair in outcome["pairs"]] == pytest.approx([0.0] * 4)
+    assert {pair["verdict"] for pair in outcome["pairs"]} == {"unclear"}
+
+
 def test_a_model_named_twice_is_refused(run: Run, beir: Path) -> None:
     """There would be nothing to compare."""
     finished = run("compare", "a", "a", "--dataset", beir)

@@ -80,7 +80,7 @@ def test_a_model_in_this_process(run_real: Run, tiny_bert: Path, tmp_path: Path)
 
 def test_a_server_has_no_cold_start(run_real: Run, sie_server: str) -> None:
     """The table names the server."""
-    model = "test/tiny-bert-ce"
+    model = "test/tiny-bert"
     done = run_real("bench", model, *QUICK, "--base-url", sie_server)
     assert done.exit_code == 0, done.stderr
     assert sie_server in done.stdout

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,16 @@ sys.path.insert(0, str(BENCHMARKS))  # as python does for a script
 
 if TYPE_CHECKING:
     from workload import Corpus
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """The scripts silence our warnings, which the tests after these wait for."""
+    logger = logging.getLogger("sie_core")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
 
 _WORDS = [
     "the",

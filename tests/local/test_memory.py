@@ -44,10 +44,10 @@ def test_a_model_in_torch_holds_what_its_files_say(
 
 
 @pytest.mark.parametrize("kernels", list(native.KERNELS))
-def test_a_model_in_the_kernels_holds_no_less(
+def test_a_model_in_the_kernels_is_counted_as_they_hold_it(
     kernels: str, make_tiny_bert: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their own order pads and splits numbers; all of it is counted."""
+    """Their own order pads numbers, or splits them into digits of three bytes."""
     if kernels not in native.available_kernels():
         pytest.skip(f"this build or processor has no {kernels} kernels")
     from transformers import BertConfig, BertForSequenceClassification
@@ -60,7 +60,8 @@ def test_a_model_in_the_kernels_holds_no_less(
     dtype = torch.bfloat16 if kernels == "amx" else torch.float32
     encoder = load(folder, dtype)
     assert kernels in encoder.computed_by
-    assert encoder.num_bytes >= memory.estimate_bytes(folder, dtype)
+    least = 0.75 if kernels == "amx-float32" else 1.0
+    assert encoder.num_bytes >= least * memory.estimate_bytes(folder, dtype)
     assert encoder.num_bytes < 3 * memory.estimate_bytes(folder, torch.float32)
 
 

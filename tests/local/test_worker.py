@@ -217,12 +217,13 @@ def test_rounded_sizes_change_no_score(
     assert worker(pairs) == pytest.approx(encoder.logits(pairs), abs=5e-5)
 
 
-def test_only_sizes_that_cost_a_kernel_are_rounded() -> None:
-    """Float32 on the CPU is packed without a row of padding."""
-    cpu, mps = torch.device("cpu"), torch.device("mps")
-    assert choose_rounding(Placement(cpu, torch.float32)) == Rounding()
-    assert choose_rounding(Placement(cpu, torch.bfloat16)).length > 1
-    assert choose_rounding(Placement(mps, torch.float32)).length > 1
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sizes_are_made_to_recur(device: str, dtype: torch.dtype) -> None:
+    """Each new one would cost a kernel, in time or in memory."""
+    rounding = choose_rounding(Placement(torch.device(device), dtype))
+    assert rounding.length > 1
+    assert rounding.total % 128 == 0
 
 
 def test_a_cpu_has_no_varlen_kernel(tiny_bert: Path, load_encoder: LoadEncoder) -> None:

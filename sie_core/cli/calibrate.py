@@ -129,6 +129,14 @@ def calibrate(
             rich_help_panel="Output",
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Draw what was promised and what came true here (.png or .svg).",
+            rich_help_panel="Output",
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the report as JSON.", rich_help_panel="Output"),
@@ -141,11 +149,15 @@ def calibrate(
 
     Examples:
       sie calibrate judged.jsonl --precision 0.8
-      sie calibrate --dataset hotpotqa --queries 500
+      sie calibrate --dataset hotpotqa --queries 500 --plot reliability.png
       sie calibrate judged.csv --model BAAI/bge-reranker-base --method platt --out base.json
     """
     from sie_core.evaluation.calibrate import calibrate as fit
 
+    if plot is not None:
+        from sie_core.evaluation.reliability_plot import (
+            draw_reliability,  # tells now what is missing
+        )
     if (file is None) == (dataset is None):
         msg = "give either a FILE of judged pairs or --dataset hotpotqa"
         raise InvalidRequestError(msg)
@@ -182,6 +194,8 @@ def calibrate(
         source=str(file or f"{dataset}, {num_queries} questions, seed {seed}"),
     )
     path = report.calibration.save(out or calibration_path(model))
+    if plot is not None:
+        draw_reliability(report, plot)
     if as_json:
         content = dataclasses.asdict(report) | {"path": str(path)}
         typer.echo(json.dumps(content, indent=2))

@@ -49,9 +49,12 @@ def test_it_fits_reports_and_keeps(
 def test_json_has_every_figure(run: Run, pairs: Path, tmp_path: Path) -> None:
     """And the file is where --out says."""
     out = tmp_path / "kept.json"
-    done = run("calibrate", pairs, "--json", "--out", out, "--method", "platt", "--seed", "3")
+    plot = tmp_path / "reliability.png"
+    settings = ("--method", "platt", "--seed", "3", "--plot", plot)
+    done = run("calibrate", pairs, "--json", "--out", out, *settings)
     report = json.loads(done.stdout)
     assert report["path"] == str(out)
+    assert plot.read_bytes().startswith(b"\x89PNG")
     kept = Calibration.load(out)
     assert kept.method == "platt"
     assert report["calibration"]["figures"]["ece_after"] == kept.figures["ece_after"]

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from sie_core.errors import UnsupportedModelError
 from sie_core.local import embedding, late_interaction
 from sie_core.local.decoder import CausalReranker
 from sie_core.local.device import Execution
@@ -44,8 +43,6 @@ def load(
         UnsupportedModelError: It is of none that runs here; the message says why.
         ModelLoadError: Files are missing or broken, or weights do not fit the architecture.
     """
-    kind = recognise(files.folder)
-    if kind not in _LOADERS:
-        msg = f"{files.name} is a {kind} model, which this version does not run"
-        raise UnsupportedModelError(msg)
-    return _LOADERS[kind](files, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    return _LOADERS[recognise(files.folder)](
+        files, device=device, dtype=dtype, allow_pickle=allow_pickle
+    )

@@ -11,6 +11,7 @@ import math
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -742,23 +743,28 @@ def measure_cold_start(model: str, arguments: dict[str, Any], num_starts: int) -
     found: list[ColdStart] = []
     for _ in range(num_starts):
         begin = time.perf_counter()
-        with subprocess.Popen(  # noqa: S603 -- this interpreter, a script of our own
-            [sys.executable, "-c", _COLD_START],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as child:
+        with (
+            tempfile.TemporaryFile("w+") as errors,  # a pipe would have to be emptied meanwhile
+            subprocess.Popen(  # noqa: S603 -- this interpreter, a script of our own
+                [sys.executable, "-c", _COLD_START],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as child,
+        ):
             assert child.stdin is not None  # noqa: S101
             assert child.stdout is not None  # noqa: S101
             child.stdin.write(task)
             child.stdin.close()
-            child.stdin = None
             scored = child.stdout.readline()
             seconds = time.perf_counter() - begin
-            memory, said = child.communicate()
+            memory = child.stdout.readline()
+            child.wait()
+            errors.seek(0)
+            said = errors.read().strip()
         if not scored.strip() or not memory.strip():
-            msg = f"a fresh process could not score with {model}: {said.strip()[-500:]}"
+            msg = f"a fresh process could not score with {model}: {said[-500:]}"
             raise InferenceError(msg)
         found.append(ColdStart(seconds=seconds, resident_mib=json.loads(memory)))
     return min(found, key=lambda one: one.seconds)

@@ -382,7 +382,7 @@ def test_callers_who_arrive_together_load_once_and_others_are_served() -> None:
         with pytest.raises(ModelLoadError, match="no such layer"):
             store.acquire("broken", Path).result(PATIENCE_SECONDS)
     assert reads[2:] == ["broken", "broken"]
-    assert list(store.loaded()) == ["other", "slow"]
+    assert sorted(store.loaded()) == ["other", "slow"]  # either may have been asked for first
 
 
 def test_adapters_work_from_coroutines(tiny_bert: Path, tmp_path: Path, exact: LocalClient) -> None:

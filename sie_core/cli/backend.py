@@ -7,28 +7,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sie_core.cli.interrupt import exiting_at_interrupt
 from sie_core.errors import MissingDependencyError
-from sie_core.reranker import Fallback, Reranker
+from sie_core.reranker import Reranker
 
 DEBUG = "sie.debug"
 """The key in a typer context's `meta` that says whether errors show their traceback."""
 
 RerankerFactory = Callable[..., Reranker]
 """Makes the reranker from keyword arguments; `program(obj=…)` may give another than `Reranker`."""
-
-
-class ScoreSpaceName(StrEnum):
-    """What a score is."""
-
-    RAW = "raw"
-    PROBABILITY = "probability"
-    CALIBRATED = "calibrated"
 
 
 class ModeName(StrEnum):
@@ -47,105 +38,6 @@ def _remember_debug(ctx: typer.Context, *, value: bool) -> bool:
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Model name or folder.", rich_help_panel="Model")
 ]
-ScoreSpaceOption = Annotated[
-    ScoreSpaceName | None,
-    typer.Option(
-        help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
-        show_default="what the model's config says",
-        rich_help_panel="Model",
-    ),
-]
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option(
-        dir_okay=False,
-        help="For calibrated scores: a file that `sie calibrate` wrote.",
-        show_default="the one kept under the model's name",
-        rich_help_panel="Model",
-    ),
-]
-InstructionOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Put before the query, for models trained with instructions.",
-        rich_help_panel="Model",
-    ),
-]
-MaxLengthOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Tokens of query and document together.",
-        show_default="the model's own maximum",
-        rich_help_panel="Model",
-    ),
-]
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Address of an SIE server that scores. Its key is read from SIE_API_KEY "
-        "only: other users of a machine can see command lines.",
-        show_default="SIE_BASE_URL, else this process scores",
-        rich_help_panel="Server",
-    ),
-]
-GpuOption = Annotated[
-    str | None,
-    typer.Option(help="Machine profile on a cluster, such as l4.", rich_help_panel="Server"),
-]
-WaitForCapacityOption = Annotated[
-    bool,
-    typer.Option(
-        "--wait-for-capacity",
-        help="Wait while the cluster starts a machine.",
-        rich_help_panel="Server",
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="cuda, cuda:1, cpu or mps. Several GPUs, such as cuda:0,cuda:1, share the work.",
-        show_default="cuda if there, else cpu",
-        rich_help_panel="This process",
-    ),
-]
-ModeOption = Annotated[
-    ModeName,
-    typer.Option(
-        help="exact: float32. fast: half precision, where that is faster. auto: fast where it "
-        "can be had.",
-        rich_help_panel="This process",
-    ),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, float16 or bfloat16, instead of --mode.",
-        show_default="what the mode means",
-        rich_help_panel="This process",
-    ),
-]
-NumThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Cores used on the CPU.",
-        show_default="SIE_NUM_THREADS, else all that this process may use",
-        rich_help_panel="This process",
-    ),
-]
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="This process"),
-]
-TimeoutOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Give up when one query takes longer than this many seconds, loading included.",
-        show_default="180 on a server, else none",
-        rich_help_panel="Running",
-    ),
-]
 DebugOption = Annotated[
     bool,
     typer.Option(
@@ -160,21 +52,90 @@ DebugOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """How models are run, as the options say; None is the default of `Reranker`."""
+    """How and where models run; None is the default of `Reranker`."""
 
-    base_url: str | None = None
-    gpu: str | None = None
-    wait_for_capacity: bool = False
-    instruction: str | None = None
-    score_space: ScoreSpaceName | None = None
-    calibration: Path | None = None
-    timeout: float | None = None
-    device: str | None = None
-    mode: ModeName = ModeName.AUTO
-    dtype: str | None = None
-    num_threads: int | None = None
-    max_length: int | None = None
-    batch_size: int | None = None
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            help="Put before the query, for models trained with instructions.",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of query and document together.",
+            show_default="the model's own maximum",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an SIE server that scores. Its key is read from SIE_API_KEY "
+            "only: other users of a machine can see command lines.",
+            show_default="SIE_BASE_URL, else this process scores",
+            rich_help_panel="Server",
+        ),
+    ] = None
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Machine profile on a cluster, such as l4.", rich_help_panel="Server"),
+    ] = None
+    wait_for_capacity: Annotated[
+        bool,
+        typer.Option(
+            "--wait-for-capacity",
+            help="Wait while the cluster starts a machine.",
+            rich_help_panel="Server",
+        ),
+    ] = False
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cuda, cuda:1, cpu or mps. Several GPUs, such as cuda:0,cuda:1, share the work.",
+            show_default="cuda if there, else cpu",
+            rich_help_panel="This process",
+        ),
+    ] = None
+    mode: Annotated[
+        ModeName,
+        typer.Option(
+            help="exact: float32. fast: half precision, where that is faster. auto: fast where it "
+            "can be had.",
+            rich_help_panel="This process",
+        ),
+    ] = ModeName.AUTO
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16, instead of --mode.",
+            show_default="what the mode means",
+            rich_help_panel="This process",
+        ),
+    ] = None
+    num_threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cores used on the CPU.",
+            show_default="SIE_NUM_THREADS, else all that this process may use",
+            rich_help_panel="This process",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="This process"),
+    ] = None
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Give up when one query takes longer than this many seconds, loading included.",
+            show_default="180 on a server, else none",
+            rich_help_panel="Running",
+        ),
+    ] = None
 
     def open_reranker(
         self,
@@ -182,7 +143,7 @@ class Backend:
         make_reranker: RerankerFactory | None = None,
         *,
         base_url: str | None = None,
-        fallback: list[Fallback] | None = None,
+        **settings: Any,
     ) -> Reranker:
         """Make the reranker; nothing is loaded yet.
 
@@ -190,17 +151,14 @@ class Backend:
             model: Name or folder.
             make_reranker: Makes it; None is `Reranker` itself.
             base_url: Instead of the options' server.
-            fallback: Who answers where that fails.
+            settings: Of `Reranker`, which one command alone has.
         """
         return (make_reranker or Reranker)(
             model,
             base_url=base_url or self.base_url,
-            fallback=fallback,
             gpu=self.gpu,
             wait_for_capacity=self.wait_for_capacity,
             instruction=self.instruction,
-            score_space=None if self.score_space is None else self.score_space.value,
-            calibration=self.calibration,
             timeout_seconds=self.timeout,
             device=self.devices,
             mode=self.mode.value,
@@ -208,6 +166,7 @@ class Backend:
             num_threads=self.num_threads,
             max_length=self.max_length,
             batch_size=self.batch_size,
+            **settings,
         )
 
     def open_client(self, base_url: str | None) -> Any:
@@ -233,11 +192,7 @@ class Backend:
 
     def settings(self) -> dict[str, Any]:
         """Return what was set, by name."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self).items()
-            if value not in (None, False)
-        }
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
 
     @property
     def devices(self) -> str | list[str] | None:

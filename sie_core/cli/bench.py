@@ -12,18 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sie_core.cli.backend import (
-    Backend,
-    BaseUrlOption,
-    DeviceOption,
-    DtypeOption,
-    GpuOption,
-    MaxLengthOption,
-    ModeName,
-    ModeOption,
-    NumThreadsOption,
-    WaitForCapacityOption,
-)
+from sie_core.cli.backend import Backend
+from sie_core.cli.groups import grouped
 from sie_core.errors import InvalidRequestError
 from sie_core.settings import DEFAULT_MODEL
 
@@ -31,6 +21,7 @@ if TYPE_CHECKING:
     from sie_core.evaluation.speed import LatencyRow, SpeedReport, ThroughputRow
 
 
+@grouped
 def bench(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Model name or folder.")] = DEFAULT_MODEL,
@@ -45,14 +36,7 @@ def bench(
     cold_starts: Annotated[
         int, typer.Option(min=0, help="Fresh processes to start; 0 leaves them out.")
     ] = 3,
-    base_url: BaseUrlOption = None,
-    gpu: GpuOption = None,
-    wait_for_capacity: WaitForCapacityOption = False,
-    max_length: MaxLengthOption = None,
-    device: DeviceOption = None,
-    mode: ModeOption = ModeName.AUTO,
-    dtype: DtypeOption = None,
-    num_threads: NumThreadsOption = None,
+    backend: Backend,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     plot: Annotated[
         Path | None,
@@ -73,16 +57,6 @@ def bench(
         from sie_core.evaluation.speed_plot import draw_speed  # tells now if a library is missing
     from sie_core.evaluation.speed import measure_speed
 
-    backend = Backend(
-        base_url=base_url,
-        gpu=gpu,
-        wait_for_capacity=wait_for_capacity,
-        max_length=max_length,
-        device=device,
-        mode=mode,
-        dtype=dtype,
-        num_threads=num_threads,
-    )
     console = Console(stderr=True)
     with (
         backend.open_reranker(model, ctx.obj) as reranker,

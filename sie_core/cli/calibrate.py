@@ -17,19 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from sie_core.calibration import Method, calibration_path
-from sie_core.cli.backend import (
-    Backend,
-    BaseUrlOption,
-    DeviceOption,
-    DtypeOption,
-    GpuOption,
-    MaxLengthOption,
-    ModelOption,
-    ModeName,
-    ModeOption,
-    NumThreadsOption,
-    WaitForCapacityOption,
-)
+from sie_core.cli.backend import Backend, ModelOption
+from sie_core.cli.groups import grouped
 from sie_core.cli.records import Format, JudgedPair, read_pairs
 from sie_core.errors import InvalidRequestError
 from sie_core.reranker import Reranker
@@ -55,6 +44,7 @@ _METHODS: dict[MethodName, Method | None] = {
 }
 
 
+@grouped
 def calibrate(
     ctx: typer.Context,
     *,
@@ -112,14 +102,7 @@ def calibrate(
     ] = 0.3,
     seed: Annotated[int, typer.Option(help="For the draw and the split.")] = 0,
     model: ModelOption = DEFAULT_MODEL,
-    max_length: MaxLengthOption = None,
-    base_url: BaseUrlOption = None,
-    gpu: GpuOption = None,
-    wait_for_capacity: WaitForCapacityOption = False,
-    device: DeviceOption = None,
-    mode: ModeOption = ModeName.AUTO,
-    dtype: DtypeOption = None,
-    num_threads: NumThreadsOption = None,
+    backend: Backend,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -171,16 +154,6 @@ def calibrate(
         )
     else:
         pairs = _draw(str(dataset), num_queries, seed)
-    backend = Backend(
-        base_url=base_url,
-        gpu=gpu,
-        wait_for_capacity=wait_for_capacity,
-        max_length=max_length,
-        device=device,
-        mode=mode,
-        dtype=dtype,
-        num_threads=num_threads,
-    )
     with backend.open_reranker(model, ctx.obj) as reranker:
         judged, score_space = _score(reranker, pairs)
     report = fit(

@@ -29,145 +29,64 @@ if TYPE_CHECKING:
 
 HOTPOTQA = "hotpotqa"
 DEFAULT_EMBEDDING_MODEL = "BAAI/bge-small-en-v1.5"
-DEFAULT_DEPTHS = "10,20,50,100"
 STDOUT = Path("-")
-
-DatasetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--dataset",
-        help="hotpotqa, a folder in BEIR's layout, or a name that ir_datasets knows, such as "
-        "beir/scifact/test.",
-        rich_help_panel="Data",
-    ),
-]
-SplitOption = Annotated[
-    str, typer.Option(help="Which of a folder's qrels/*.tsv.", rich_help_panel="Data")
-]
-CorpusOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Instead of --dataset: documents, JSONL with _id, text and title.",
-        rich_help_panel="Data",
-    ),
-]
-QueryFileOption = Annotated[
-    Path | None,
-    typer.Option(help="Their queries: JSONL with _id and text, or TSV.", rich_help_panel="Data"),
-]
-QrelsOption = Annotated[
-    Path | None,
-    typer.Option(help="Their judgements, as TREC or BEIR has them.", rich_help_panel="Data"),
-]
-QueriesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--queries",
-        min=1,
-        help="Draw so many queries at random.",
-        show_default="all",
-        rich_help_panel="Data",
-    ),
-]
-SeedOption = Annotated[
-    int,
-    typer.Option(help="Decides what is drawn, and the resamples.", rich_help_panel="Data"),
-]
-TitlesOption = Annotated[
-    bool,
-    typer.Option(
-        "--titles/--no-titles",
-        help="Put a document's title before its text.",
-        rich_help_panel="Data",
-    ),
-]
-FirstStageOption = Annotated[
-    str,
-    typer.Option(
-        "--first-stage",
-        help="Where candidates come from: bm25, dense (embeddings), hybrid (both, by reciprocal "
-        "rank fusion), or the file of a TREC run.",
-        rich_help_panel="First stage",
-    ),
-]
-EmbeddingModelOption = Annotated[
-    str,
-    typer.Option(
-        help="Embeds for dense and hybrid, in this process; NAME@http://host:port is on a server.",
-        rich_help_panel="First stage",
-    ),
-]
-CandidatesOption = Annotated[
-    int,
-    typer.Option(
-        "--candidates", min=1, help="Documents reranked per query.", rich_help_panel="First stage"
-    ),
-]
-DepthsOption = Annotated[
-    str,
-    typer.Option(
-        help="Numbers of candidates to show quality and latency for; those above --candidates "
-        "are left out.",
-        rich_help_panel="Measuring",
-    ),
-]
-TimedQueriesOption = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        help="Queries whose calls are timed once more at every depth.",
-        rich_help_panel="Measuring",
-    ),
-]
-ResumeOption = Annotated[
-    Path | None,
-    typer.Option(
-        file_okay=False,
-        help="Keep corpus, embeddings and scores here, to continue from or to use again.",
-        show_default="a folder in the cache, deleted when all is done",
-        rich_help_panel="Measuring",
-    ),
-]
-JsonOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--json",
-        metavar="FILE|-",
-        dir_okay=False,
-        help="Write every figure as JSON; '-' is standard output, instead of the table.",
-        rich_help_panel="Output",
-    ),
-]
-RunsOption = Annotated[
-    Path | None,
-    typer.Option(
-        file_okay=False,
-        help="Write TREC runs before and after reranking, and the judgements, into this folder.",
-        rich_help_panel="Output",
-    ),
-]
-ReportOption = Annotated[
-    Path | None,
-    typer.Option(
-        file_okay=False,
-        help="Write report.html, one page that needs nothing else, and its plots as PNG.",
-        rich_help_panel="Output",
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     """Which data is measured on, as the options say."""
 
-    dataset: str | None
-    split: str
-    corpus: Path | None
-    query_file: Path | None
-    qrels: Path | None
-    num_queries: int | None
-    seed: int
-    with_titles: bool
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="hotpotqa, a folder in BEIR's layout, or a name that ir_datasets knows, such as "
+            "beir/scifact/test.",
+            rich_help_panel="Data",
+        ),
+    ] = None
+    split: Annotated[
+        str, typer.Option(help="Which of a folder's qrels/*.tsv.", rich_help_panel="Data")
+    ] = "test"
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --dataset: documents, JSONL with _id, text and title.",
+            rich_help_panel="Data",
+        ),
+    ] = None
+    query_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Their queries: JSONL with _id and text, or TSV.", rich_help_panel="Data"
+        ),
+    ] = None
+    qrels: Annotated[
+        Path | None,
+        typer.Option(help="Their judgements, as TREC or BEIR has them.", rich_help_panel="Data"),
+    ] = None
+    num_queries: Annotated[
+        int | None,
+        typer.Option(
+            "--queries",
+            min=1,
+            help="Draw so many queries at random.",
+            show_default="all",
+            rich_help_panel="Data",
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        typer.Option(help="Decides what is drawn, and the resamples.", rich_help_panel="Data"),
+    ] = 0
+    with_titles: Annotated[
+        bool,
+        typer.Option(
+            "--titles/--no-titles",
+            help="Put a document's title before its text.",
+            rich_help_panel="Data",
+        ),
+    ] = True
 
     def open(self) -> Collection:
         """Open the data, with the queries drawn.
@@ -209,9 +128,33 @@ class Data:
 class Outputs:
     """Where the results go, as the options say."""
 
-    json: Path | None
-    runs: Path | None
-    report: Path | None
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE|-",
+            dir_okay=False,
+            help="Write every figure as JSON; '-' is standard output, instead of the table.",
+            rich_help_panel="Output",
+        ),
+    ] = None
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Write TREC runs before and after reranking, and the judgements, into this "
+            "folder.",
+            rich_help_panel="Output",
+        ),
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Write report.html, one page that needs nothing else, and its plots as PNG.",
+            rich_help_panel="Output",
+        ),
+    ] = None
 
     def check(self) -> None:
         """Find out before the work what would fail after it."""
@@ -225,30 +168,82 @@ class Outputs:
             import sie_core.evaluation.plots  # noqa: F401 -- says what is not installed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Where candidates come from, and what of them is measured."""
+
+    first_stage: Annotated[
+        str,
+        typer.Option(
+            "--first-stage",
+            help="Where candidates come from: bm25, dense (embeddings), hybrid (both, by "
+            "reciprocal rank fusion), or the file of a TREC run.",
+            rich_help_panel="First stage",
+        ),
+    ] = "bm25"
+    embedding_model: Annotated[
+        str,
+        typer.Option(
+            help="Embeds for dense and hybrid, in this process; NAME@http://host:port is on a "
+            "server.",
+            rich_help_panel="First stage",
+        ),
+    ] = DEFAULT_EMBEDDING_MODEL
+    num_candidates: Annotated[
+        int,
+        typer.Option(
+            "--candidates",
+            min=1,
+            help="Documents reranked per query.",
+            rich_help_panel="First stage",
+        ),
+    ] = 100
+    depths: Annotated[
+        str,
+        typer.Option(
+            help="Numbers of candidates to show quality and latency for; those above --candidates "
+            "are left out.",
+            rich_help_panel="Measuring",
+        ),
+    ] = "10,20,50,100"
+    timed_queries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Queries whose calls are timed once more at every depth.",
+            rich_help_panel="Measuring",
+        ),
+    ] = 20
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Keep corpus, embeddings and scores here, to continue from or to use again.",
+            show_default="a folder in the cache, deleted when all is done",
+            rich_help_panel="Measuring",
+        ),
+    ] = None
+
+    @property
+    def all_depths(self) -> list[int]:
+        """Return the numbers of candidates to measure with, up to all."""
+        return parse_depths(self.depths, self.num_candidates)
+
+
 @dataclass(slots=True, kw_only=True)
 class Measuring:
     """Measure models over one collection's candidates.
 
     Attributes:
         data: What on.
-        first_stage: Where candidates come from.
-        embedding_model: For `dense` and `hybrid`, perhaps with a server's address.
-        num_candidates: Candidates per query.
-        depths: Numbers of candidates, comma-separated.
-        num_timed: Queries whose calls are timed at every depth.
-        resume: The folder for what is done so far; None is one in the cache.
+        plan: Which candidates, and how they are measured.
         outputs: Where the results go.
         backend: How models run.
         make_reranker: Makes the rerankers; None is `Reranker`.
     """
 
     data: Data
-    first_stage: str
-    embedding_model: str
-    num_candidates: int
-    depths: str
-    num_timed: int
-    resume: Path | None
+    plan: Plan
     outputs: Outputs
     backend: Backend
     make_reranker: RerankerFactory | None
@@ -261,8 +256,8 @@ class Measuring:
         if len(set(models)) < len(models):
             msg = f"a model is named twice: {', '.join(models)}"
             raise InvalidRequestError(msg)
-        check_first_stage(self.first_stage)
-        depths = parse_depths(self.depths, self.num_candidates)
+        check_first_stage(self.plan.first_stage)
+        depths = self.plan.all_depths
         self.outputs.check()
         for model in models:
             self._open_reranker(model).close()  # refuses what is wrong before anything is read
@@ -289,7 +284,7 @@ class Measuring:
         from sie_core.models.cache import cache_folder
 
         settings = self._settings(collection)
-        path = self.resume
+        path = self.plan.resume
         if path is None:
             key = fingerprint(settings | {"models": [self._model_settings(one) for one in models]})
             path = cache_folder() / "evaluations" / key
@@ -303,7 +298,7 @@ class Measuring:
                     f"what was done is kept in {path}; the same command continues there"
                 )
             raise
-        if self.resume is None:
+        if self.plan.resume is None:
             state.delete()
         state.close()
 
@@ -312,15 +307,19 @@ class Measuring:
         from sie_core.evaluation.beir import file_identity
         from sie_core.evaluation.first_stage import BM25, NEEDS_EMBEDDER
 
-        is_run = self.first_stage not in (BM25, *NEEDS_EMBEDDER)
+        is_run = self.plan.first_stage not in (BM25, *NEEDS_EMBEDDER)
         return {
             "data": dict(collection.identity),
             "titles": self.data.with_titles,
             "queries": self.data.num_queries,
             "seed": self.data.seed,
-            "first stage": file_identity(Path(self.first_stage)) if is_run else self.first_stage,
-            "embedding model": self.embedding_model if self.first_stage in NEEDS_EMBEDDER else None,
-            "candidates": self.num_candidates,
+            "first stage": file_identity(Path(self.plan.first_stage))
+            if is_run
+            else self.plan.first_stage,
+            "embedding model": self.plan.embedding_model
+            if self.plan.first_stage in NEEDS_EMBEDDER
+            else None,
+            "candidates": self.plan.num_candidates,
         }
 
     def _store(self, collection: Collection, state: StateFolder) -> TextStore:
@@ -342,12 +341,12 @@ class Measuring:
     ) -> Candidates:
         from sie_core.evaluation.first_stage import NEEDS_EMBEDDER, retrieve
 
-        with self._embedder(is_needed=self.first_stage in NEEDS_EMBEDDER) as embedder:
+        with self._embedder(is_needed=self.plan.first_stage in NEEDS_EMBEDDER) as embedder:
             candidates = retrieve(
-                self.first_stage,
+                self.plan.first_stage,
                 collection,
                 store,
-                depth=self.num_candidates,
+                depth=self.plan.num_candidates,
                 embedder=embedder,
                 vectors=state.path / "vectors.f32",
                 watch=self.steps.watch,
@@ -355,7 +354,7 @@ class Measuring:
         num_empty = sum(not documents for documents in candidates.values())
         if num_empty == len(candidates):
             msg = (
-                f"the first stage {self.first_stage} has no candidate for any of the "
+                f"the first stage {self.plan.first_stage} has no candidate for any of the "
                 f"{num_empty} queries; check that its query ids are those of the data"
             )
             raise InvalidRequestError(msg)
@@ -370,7 +369,7 @@ class Measuring:
             return
         from sie_core.evaluation.dense import ClientEmbedder
 
-        model, address = split_address(self.embedding_model)
+        model, address = split_address(self.plan.embedding_model)
         with self.backend.open_client(address) as client:
             yield ClientEmbedder(client, model)
 
@@ -403,7 +402,10 @@ class Measuring:
             execution = reranker.execution
             scoring.score(self.steps.watch)
             seconds = scoring.time_depths(
-                depths, num_queries=self.num_timed, seed=self.data.seed, watch=self.steps.watch
+                depths,
+                num_queries=self.plan.timed_queries,
+                seed=self.data.seed,
+                watch=self.steps.watch,
             )
         return Measured(
             label=named,
@@ -447,7 +449,7 @@ class Measuring:
             "versions": machine.installed_versions(),
             "data": outcome.describe_data(collection, store),
             "first_stage": outcome.describe_first_stage(
-                collection, candidates, self.first_stage, depths
+                collection, candidates, self.plan.first_stage, depths
             ),
             "statistics": outcome.describe_statistics(seed),
             "models": [

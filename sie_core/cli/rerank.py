@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sie_core.cli.backend import (
-    Backend,
-    BaseUrlOption,
-    BatchSizeOption,
-    CalibrationOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    GpuOption,
-    InstructionOption,
-    MaxLengthOption,
-    ModelOption,
-    ModeName,
-    ModeOption,
-    NumThreadsOption,
-    ScoreSpaceOption,
-    TimeoutOption,
-    WaitForCapacityOption,
-)
+from sie_core.cli.backend import Backend, DebugOption, ModelOption
+from sie_core.cli.groups import grouped
 from sie_core.cli.job import RerankJob
 from sie_core.cli.progress import Waiting
 from sie_core.cli.records import STDIN, Format, read_documents, read_queries
@@ -36,6 +20,15 @@ from sie_core.ranking import check_score_threshold
 from sie_core.settings import DEFAULT_MODEL
 
 
+class ScoreSpaceName(StrEnum):
+    """What a score is."""
+
+    RAW = "raw"
+    PROBABILITY = "probability"
+    CALIBRATED = "calibrated"
+
+
+@grouped
 def rerank(
     ctx: typer.Context,
     *,
@@ -121,11 +114,24 @@ def rerank(
         ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    score_space: ScoreSpaceOption = None,
-    calibration: CalibrationOption = None,
-    instruction: InstructionOption = None,
-    max_length: MaxLengthOption = None,
-    base_url: BaseUrlOption = None,
+    score_space: Annotated[
+        ScoreSpaceName | None,
+        typer.Option(
+            help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
+            show_default="what the model's config says",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="For calibrated scores: a file that `sie calibrate` wrote.",
+            show_default="the one kept under the model's name",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    backend: Backend,
     fallback: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,14 +143,6 @@ def rerank(
             rich_help_panel="Server",
         ),
     ] = None,
-    gpu: GpuOption = None,
-    wait_for_capacity: WaitForCapacityOption = False,
-    device: DeviceOption = None,
-    mode: ModeOption = ModeName.AUTO,
-    dtype: DtypeOption = None,
-    num_threads: NumThreadsOption = None,
-    batch_size: BatchSizeOption = None,
-    timeout: TimeoutOption = None,
     debug: DebugOption = False,  # noqa: ARG001 -- its callback does the work
 ) -> None:
     """Order documents by relevance to a query, best first.
@@ -167,22 +165,13 @@ def rerank(
     documents = read_documents(
         file, file_format=file_format, text_column=text_column, id_column=id_column
     )
-    backend = Backend(
-        base_url=base_url,
-        gpu=gpu,
-        wait_for_capacity=wait_for_capacity,
-        instruction=instruction,
-        score_space=score_space,
+    reranker = backend.open_reranker(
+        model,
+        ctx.obj,
+        fallback=[*fallback] if fallback else None,
+        score_space=None if score_space is None else score_space.value,
         calibration=calibration,
-        timeout=timeout,
-        device=device,
-        mode=mode,
-        dtype=dtype,
-        num_threads=num_threads,
-        max_length=max_length,
-        batch_size=batch_size,
     )
-    reranker = backend.open_reranker(model, ctx.obj, fallback=[*fallback] if fallback else None)
     job = RerankJob(reranker, documents, top_k=top_k, score_threshold=threshold)
     waiting = Waiting(num_queries=len(all_queries), num_documents=len(documents))
     with reranker:

@@ -11,8 +11,6 @@ from sie_core.deadline import Deadline
 from sie_core.local.client import (
     LocalClient,
     doing,
-    to_encode_results,
-    to_score_result,
 )
 from sie_core.local.model import Job
 from sie_core.local.registry import LoadedModel
@@ -22,6 +20,7 @@ from sie_core.local.requests import (
     check_encode_request,
     check_score_request,
 )
+from sie_core.local.results import to_encode_results, to_score_result
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -11,16 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
-import torch
-
 from sie_core.deadline import Deadline, check_timeout_seconds
-from sie_core.errors import ClientClosedError, InferenceError, InvalidRequestError
+from sie_core.errors import ClientClosedError, InvalidRequestError
 from sie_core.local import families
 from sie_core.local.adapters import AdapterStore
 from sie_core.local.device import Execution, check_at_least_1, choose
 from sie_core.local.lora import Adapter
 from sie_core.local.memory import estimate_bytes, stamp_weights
-from sie_core.local.model import BatchRunner, Job, Model, TakesAdapters
+from sie_core.local.model import BatchRunner, Job, TakesAdapters
 from sie_core.local.openmp import limit_this_thread
 from sie_core.local.registry import REGISTRY, Limits, LoadedModel, ModelKey
 from sie_core.local.requests import (
@@ -29,12 +26,12 @@ from sie_core.local.requests import (
     check_encode_request,
     check_score_request,
 )
+from sie_core.local.results import to_encode_results, to_score_result
 from sie_core.local.scheduler import Scheduler
 from sie_core.local.token_cache import check_token_cache_bytes
 from sie_core.models import catalog, sources
-from sie_core.ranking import rank
 from sie_core.settings import EngineSettings, SourceSettings
-from sie_core.types import EncodeResult, Item, Mode, ScoreEntry, ScoreResult, ScoreSpace, Usage
+from sie_core.types import EncodeResult, Item, Mode, ScoreResult
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -468,6 +465,7 @@ class LocalClient:
             dtype=self._execution.dtype,
             num_workers=self._execution.num_workers,
             is_dtype_named=self._engine.dtype == "float16",
+            allow_pickle=self._sources.allow_pickle,
         )
 
     def _loader(self, model: str) -> _Loader:
@@ -563,81 +561,6 @@ def adapter_key_name(lora: str) -> str:
     """Return one name per adapter: a folder's full path, or its name on the hub."""
     path = Path(lora).expanduser()
     return str(path.resolve()) if path.is_dir() else lora.strip()
-
-
-def to_score_result(
-    request: ScoreRequest, job: Job[list[float]], outputs: list[Any], model: Model
-) -> ScoreResult:
-    """Give each item its score, in the score space asked for, best first.
-
-    Raises:
-        InferenceError: A score is not a finite number.
-    """
-    raw = job.finish(outputs)
-    bad = sum(not math.isfinite(score) for score in raw)
-    if bad:
-        msg = (
-            f"{request.model} gave no finite score for {bad} of {len(raw)} texts; its numbers "
-            "overflow in this format: use dtype='float32' or 'bfloat16'"
-        )
-        raise InferenceError(msg)
-    _warn_truncated(request, job, len(raw), model)
-    space = request.score_space or model.score_space
-    scores, ids = to_score_space(raw, space), request.item_ids
-    return ScoreResult(
-        model=request.model,
-        query_id=request.query.get("id"),
-        scores=[
-            ScoreEntry(item_id=ids[entry.index], score=scores[entry.index], rank=entry.rank)
-            for entry in rank(raw)
-        ],
-        usage=_usage(job),
-        score_space=space,
-    )
-
-
-def to_encode_results(
-    request: EncodeRequest, job: Job[list[EncodeResult]], outputs: list[Any], model: Model
-) -> list[EncodeResult]:
-    """Give each item its embeddings, under the caller's id where there is one."""
-    results = job.finish(outputs)
-    _warn_truncated(request, job, len(results), model)
-    for item, result in zip(request.items, results, strict=True):
-        if (item_id := item.get("id")) is not None:
-            result["id"] = item_id
-    return results
-
-
-def to_score_space(logits: Sequence[float], space: ScoreSpace) -> list[float]:
-    """Turn logits into the scores asked for; the sigmoid is taken in double precision."""
-    if space == "raw":
-        return list(logits)
-    return torch.sigmoid(torch.tensor(logits, dtype=torch.float64)).tolist()
-
-
-def _usage(job: Job[Any]) -> Usage:
-    return Usage(input_tokens=job.num_input_tokens, truncated_items=job.num_truncated)
-
-
-_warned_models: set[str] = set()
-
-
-def _warn_truncated(
-    request: ScoreRequest | EncodeRequest, job: Job[Any], num_texts: int, model: Model
-) -> None:
-    """Say once per model that texts were cut; every result of `score` counts them."""
-    if not job.num_truncated or request.model in _warned_models:
-        return
-    _warned_models.add(request.model)
-    _logger.warning(
-        "%d of %d texts were longer than the %d tokens that %s reads, a query before them "
-        "included, and lost their end; every result of score counts such texts in "
-        "usage['truncated_items']",
-        job.num_truncated,
-        num_texts,
-        request.max_length or model.max_length,
-        request.model,
-    )
 
 
 def _wait(future: Future[_T], deadline: Deadline, what: str) -> _T:

@@ -50,6 +50,7 @@ class ModelKey:
         num_workers: Threads that run batches.
         is_dtype_named: Whether float16 was asked for by name, so that no model takes another format
             in its place.
+        allow_pickle: Whether parts of it may come from pickles.
     """
 
     model: str
@@ -58,6 +59,7 @@ class ModelKey:
     dtype: torch.dtype
     num_workers: int
     is_dtype_named: bool = False
+    allow_pickle: bool = False
 
 
 class Calls:

@@ -396,6 +396,16 @@ def test_bge_m3_s_pickled_head_is_not_read_unasked(bge_m3: Path, tmp_path: Path)
     np.testing.assert_allclose(result["multivector"], m3_vectors(bge_m3, TEXTS[0]), atol=1e-4)
 
 
+def test_a_pickled_head_is_read_for_those_who_allow_it_only(bge_m3: Path) -> None:
+    """Whoever loads the model first does not decide for others in the process."""
+    name, asked = str(bge_m3), ["multivector"]
+    with LocalClient(mode="exact") as careful, LocalClient(allow_pickle=True, mode="exact") as bold:
+        careful.warm_up(name)
+        assert bold.encode(name, Item(text="a"), output_types=asked)["multivector"].ndim == 2
+        with pytest.raises(InvalidRequestError, match="allow_pickle=True"):
+            careful.encode(name, Item(text="a"), output_types=asked)
+
+
 # --- the embedded model --------------------------------------------------------------------------
 
 

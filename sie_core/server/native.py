@@ -76,7 +76,7 @@ async def score(request: Request) -> Response:
             instruction=body.instruction,
             options=body.options,
         )
-    return reply(request, result, timing_headers(result.get("timing", {})))
+    return reply(request, result, timing_headers(record_of(request.scope).timing))
 
 
 async def encode(request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from starlette.requests import Request
 
@@ -107,7 +107,8 @@ class Service:
         )
         result["model"] = shelved.name
         record = record_of(request.scope)
-        record.usage, record.timing = result.get("usage", {}), result.get("timing", {})
+        record.usage = cast("Mapping[str, Any]", result.get("usage", {}))
+        record.timing = cast("Mapping[str, Any]", result.get("timing", {}))
         return result
 
     async def encode(

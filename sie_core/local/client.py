@@ -272,6 +272,14 @@ class LocalClient:
         models = REGISTRY.loaded(holder=self)
         return {key.model: model.description for key, model in models.items()}
 
+    def loaded_model(self, model: str) -> LoadedModel | None:
+        """Return a model as this client runs it, if it is in memory; it stays unused by that."""
+        return REGISTRY.peek(self._key(model))
+
+    def source_of(self, name: str) -> str | None:
+        """Return what `name` was swapped for, None if it was not."""
+        return REGISTRY.source_of(model_key_name(name))
+
     def release(self, model: str | None = None) -> int:
         """Unload a model from this process, whoever uses it; see `sie_core.local.release`."""
         return REGISTRY.release(None if model is None else model_key_name(model))
@@ -485,7 +493,7 @@ class LocalClient:
 
     def _adapter_stores(self, model: str) -> list[AdapterStore]:
         """Return where the adapters of this client's loaded model are; of none if it is not."""
-        loaded = REGISTRY.loaded().get(self._key(model))
+        loaded = self.loaded_model(model)
         if loaded is None or not isinstance(loaded.model, TakesAdapters):
             return []
         return [loaded.model.adapters]

@@ -22,6 +22,7 @@ from sie_core.cli.calibrate import calibrate
 from sie_core.cli.compare import compare
 from sie_core.cli.eval import evaluate
 from sie_core.cli.fetch import fetch
+from sie_core.cli.finetune import finetune
 from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
 from sie_core.cli.models import models
@@ -106,3 +107,4 @@ program.command()(serve)
 program.command()(health)
 program.command()(calibrate)
 program.command()(bench)
+program.command()(finetune)

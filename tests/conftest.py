@@ -198,6 +198,18 @@ def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture
+def serve_command() -> Any:
+    """`running_command`."""
+    return running_command
+
+
+@pytest.fixture(scope="session")
+def served_adapter(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of random weights for `tiny_bert`."""
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "random", tiny_bert)
+
+
 @pytest.fixture(scope="session")
 def sie_server(tiny_bert: Path) -> Iterator[str]:
     """The address of `sie serve`, in a process of its own, which scores as `test/tiny-bert`."""
@@ -290,6 +302,34 @@ def make_bert(
         config.sentence_transformers = {"activation_fn": activation}
     BertForSequenceClassification(config).save_pretrained(folder)
     BertTokenizer(vocab=tokens, model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+def write_adapter(folder: Path, base: Path) -> Path:
+    """Write an adapter of random weights for a BERT cross-encoder's queries and values."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(3)
+    rank, tensors = 4, {}
+    for key, weight in load_file(base / "model.safetensors").items():
+        if key.endswith(("query.weight", "value.weight")):
+            name = f"base_model.model.{key.removesuffix('.weight')}"
+            for letter, shape in (("A", (rank, weight.shape[1])), ("B", (weight.shape[0], rank))):
+                share = 0.3 * torch.randn(shape, generator=generator)
+                tensors[f"{name}.lora_{letter}.weight"] = share
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": "test/tiny-bert-ce",
+        "r": rank,
+        "lora_alpha": 8,
+        "bias": "none",
+        "target_modules": ["query", "value"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -58,13 +58,18 @@ class Usage(TypedDict, total=False):
 
 
 class ScoreResult(TypedDict):
-    """Scores of one query against its items, best first."""
+    """Scores of one query against its items, best first.
+
+    `source` names the very weights that gave the scores, where they are known: another name means
+    that scores may differ.
+    """
 
     model: str
     query_id: str | None
     scores: list[ScoreEntry]
     usage: NotRequired[Usage]
     score_space: NotRequired[ScoreSpace]
+    source: NotRequired[str]
 
 
 class SparseVector(TypedDict):

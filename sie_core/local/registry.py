@@ -102,6 +102,7 @@ class LoadedModel:
         copies: The same model on the other GPUs.
         estimated_bytes: What its files say that it holds.
         stamps: Of the files that its weights may be mapped from.
+        identity: Names what it computes; see `memory.identify`.
         calls: Those that use it.
     """
 
@@ -111,6 +112,7 @@ class LoadedModel:
     copies: tuple[Model, ...] = ()
     estimated_bytes: int = 0
     stamps: tuple[memory.FileStamp, ...] = ()
+    identity: str = ""
     calls: Calls = field(default_factory=Calls)
 
     @property
@@ -277,6 +279,12 @@ class Registry:
         """Return what `name` was swapped for, None if it was not."""
         with self._lock:
             return self._sources.get(name)
+
+    def find(self, key: ModelKey) -> LoadedModel | None:
+        """Return a model that is in memory by now, and that nobody is waited for."""
+        with self._lock:
+            entry = self._entries.get(key)
+        return None if entry is None else entry.loaded
 
     def drop(self, holder: object) -> None:
         """Unload the models that `holder` was the last to hold, and forget its limits."""

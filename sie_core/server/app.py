@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sie_core.local import LocalClient
-from sie_core.server import cohere, native, openai, tei
+from sie_core.server import cohere, native, openai, openapi, tei
 from sie_core.server.failures import respond
 from sie_core.server.record import record_of
 from sie_core.server.service import Service
@@ -71,6 +71,8 @@ def _routes() -> list[Route]:
         route("/v2/rerank", cohere.rerank_v2, "POST"),
         route("/rerank", tei.rerank, "POST"),
         route("/v1/embeddings", openai.embeddings, "POST"),
+        route("/openapi.json", openapi.openapi, "GET"),
+        route("/docs", openapi.docs, "GET"),
         route("/healthz", native.alive, "GET"),
         route("/livez", native.alive, "GET"),
         route("/readyz", native.ready, "GET"),

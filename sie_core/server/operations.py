@@ -106,9 +106,9 @@ class FailureDetail(msgspec.Struct, kw_only=True):
 
 
 class DetailReply(msgspec.Struct, kw_only=True):
-    """A failure, as SIE's protocol has it."""
+    """A failure, as SIE's protocol has it; a string where no route is found."""
 
-    detail: FailureDetail
+    detail: FailureDetail | str
 
 
 class ErrorObject(msgspec.Struct, kw_only=True):

@@ -226,6 +226,11 @@ class Shelf:
             "max_sequence_length": shelved.max_length if model is None else model.model.max_length,
             "profiles": {name: {"is_default": name == "default"} for name in profiles},
             "loras": sorted(shelved.settings.loras),
+            # What the clients of OpenAI's models read; when a model was made is not known.
+            "id": shelved.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": shelved.name.partition("/")[0],
         }
 
     def _look_at(self, shelved: Shelved) -> None:

@@ -9,7 +9,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -96,6 +103,10 @@ class Metrics:
             milliseconds = record.timing.get(name)
             if milliseconds is not None:
                 histogram.labels(model).observe(milliseconds / _MS)
+
+    def text(self) -> str:
+        """Write all of them, as Prometheus reads them."""
+        return generate_latest(self._registry).decode()
 
     async def answer(self, request: Request) -> Response:
         """Answer `GET /metrics`."""
@@ -196,12 +207,12 @@ class _ServiceCollector(Collector):
             for name, help_ in _GAUGES
         }
         running = InfoMetricFamily("sie_model", "How a loaded model runs.", labels=("model",))
-        num_loaded = 0
+        in_memory: set[int] = set()  # two names may stand for one model
         for shelved in models:
             loaded = self._service.shelf.loaded(shelved)
             if loaded is None:
                 continue
-            num_loaded += 1
+            in_memory.add(id(loaded))
             stats = loaded.scheduler.stats()
             labels = (shelved.name,)
             counters["batches"].add_metric(labels, stats.num_batches)
@@ -214,7 +225,7 @@ class _ServiceCollector(Collector):
             gauges["queued_tokens"].add_metric(labels, stats.num_queued_tokens)
             gauges["model_bytes"].add_metric(labels, loaded.num_bytes)
             running.add_metric(labels, {"runs": loaded.description})
-        yield _gauge("models_loaded", "Models in memory.", num_loaded)
+        yield _gauge("models_loaded", "Models in memory.", len(in_memory))
         yield from counters.values()
         yield from gauges.values()
         yield running

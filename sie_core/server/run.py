@@ -33,7 +33,9 @@ _UNREAD_BODY_SECONDS = 30.0
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells the app as soon as it is told to stop, so that `/readyz` says so.
+    """Tells the app as soon as it is told to stop, and ends as a program that did what it was told.
+
+    uvicorn itself raises the signal again at its end, which then looks like a crash.
 
     Args:
         config: uvicorn's.
@@ -51,8 +53,10 @@ class _Uvicorn(uvicorn.Server):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hang_up)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del frame
         self.config.app.state.service.is_draining = True  # type: ignore[union-attr]
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # a second Ctrl-C: at once
+        self.should_exit = True
 
 
 class Server:

@@ -21,6 +21,9 @@ MARK_KEYS = frozenset({"rerank_status", "rerank_served_by", "rerank_reason"})
 MODEL_SCORE_KEY = "model_score"
 """Where a document's metadata has what the model gave, if its score is calibrated or fused."""
 
+STAGE_SCORES_KEY = "stage_scores"
+"""Where a document's metadata has what the stages of a cascade gave, in their order."""
+
 _MAX_NAMED_IDS = 3
 """How many ids an error message names before it only counts them."""
 

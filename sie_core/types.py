@@ -57,6 +57,21 @@ class Usage(TypedDict, total=False):
     truncated_items: int
 
 
+class Timing(TypedDict, total=False):
+    """Where a call's time went, in milliseconds, as measured by who computed it.
+
+    `total_ms` is the whole call, the loading of a model included; `queue_ms` from the moment at
+    which all was ready until a first batch took some of it; `tokenization_ms` the making of tokens;
+    `inference_ms` from the beginning of its first batch to the end of its last. A server says what
+    it measured, and in a call of several requests each is that of the slowest.
+    """
+
+    total_ms: float
+    queue_ms: float
+    tokenization_ms: float
+    inference_ms: float
+
+
 class ScoreResult(TypedDict):
     """Scores of one query against its items, best first.
 
@@ -69,6 +84,7 @@ class ScoreResult(TypedDict):
     scores: list[ScoreEntry]
     usage: NotRequired[Usage]
     score_space: NotRequired[ScoreSpace]
+    timing: NotRequired[Timing]
     source: NotRequired[str]
 
 
@@ -80,12 +96,18 @@ class SparseVector(TypedDict):
 
 
 class EncodeResult(TypedDict, total=False):
-    """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims]."""
+    """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims].
+
+    `timing` and `usage` are those of the call, or of the request to a server, which the item was
+    in; servers do not always tell.
+    """
 
     id: str
     dense: np.ndarray[Any, np.dtype[Any]]
     multivector: np.ndarray[Any, np.dtype[Any]]
     sparse: SparseVector
+    timing: Timing
+    usage: Usage
 
 
 class ScoringClient(Protocol):

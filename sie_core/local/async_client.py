@@ -17,7 +17,9 @@ from sie_core.local.requests import (
     check_encode_request,
     check_score_request,
 )
-from sie_core.local.results import to_encode_results, to_score_result
+from sie_core.local.results import put_timing, to_encode_results, to_score_result
+from sie_core.local.scheduler import Running
+from sie_core.local.stopwatch import Stopwatch
 from sie_core.steps import Outcome, Step, gather
 from sie_core.types import EncodeResult, Item, ScoreResult
 
@@ -51,6 +53,7 @@ class LocalAsyncClient:
     ) -> ScoreResult:
         """Do what `LocalClient.score` does."""
         del gpu
+        watch = Stopwatch()
         request = check_score_request(model, query, items, instruction, options)
         deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
@@ -60,9 +63,12 @@ class LocalAsyncClient:
                 what = f"loading the adapter {request.lora}"
                 shielded = asyncio.shield(asyncio.wrap_future(loading))
                 request = replace(request, adapter=await _wait(shielded, deadline, what))
-            job = await asyncio.to_thread(loaded.model.score_job, request)
-            outputs = await self._run(loaded, job, request, deadline)
+            with watch:
+                job = await asyncio.to_thread(loaded.model.score_job, request)
+            running = await self._run(loaded, job, request, deadline)
+        outputs = running.result()
         result = await asyncio.to_thread(to_score_result, request, job, outputs, loaded.model)
+        result["timing"] = watch.read(running)
         result["source"] = source_with(loaded, request.adapter)
         return result
 
@@ -119,6 +125,7 @@ class LocalAsyncClient:
     ) -> EncodeResult | list[EncodeResult]:
         """Do what `LocalClient.encode` does."""
         del gpu
+        watch = Stopwatch()
         request = check_encode_request(
             model,
             items,
@@ -131,9 +138,12 @@ class LocalAsyncClient:
         deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
         with loaded.calls:
-            job = await asyncio.to_thread(loaded.model.encode_job, request)
-            outputs = await self._run(loaded, job, request, deadline)
+            with watch:
+                job = await asyncio.to_thread(loaded.model.encode_job, request)
+            running = await self._run(loaded, job, request, deadline)
+        outputs = running.result()
         results = await asyncio.to_thread(to_encode_results, request, job, outputs, loaded.model)
+        put_timing(results, watch.read(running))
         return results[0] if request.is_single else results
 
     async def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
@@ -173,12 +183,14 @@ class LocalAsyncClient:
         job: Job[Any],
         request: ScoreRequest | EncodeRequest,
         deadline: Deadline,
-    ) -> list[Any]:
+    ) -> Running:
+        """Run a job to its end."""
         running = self._client.submit(loaded, job, request)
         try:
-            return await _wait(asyncio.wrap_future(running), deadline, doing(request))
+            await _wait(asyncio.wrap_future(running), deadline, doing(request))
         finally:
             running.cancel()  # without effect on an answer; drops the work of one who has left
+        return running
 
     async def _score_one(self, step: Step) -> Outcome:
         try:

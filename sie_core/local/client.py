@@ -34,8 +34,9 @@ from sie_core.local.requests import (
     check_encode_request,
     check_score_request,
 )
-from sie_core.local.results import to_encode_results, to_score_result
-from sie_core.local.scheduler import Scheduler
+from sie_core.local.results import put_timing, to_encode_results, to_score_result
+from sie_core.local.scheduler import Running, Scheduler
+from sie_core.local.stopwatch import Stopwatch
 from sie_core.local.token_cache import check_token_cache_bytes
 from sie_core.models import catalog, sources
 from sie_core.settings import EngineSettings, SourceSettings
@@ -149,13 +150,15 @@ class LocalClient:
                 models also take `Item(multivector=…)`, as the query too: what `encode` gave.
             instruction: For models whose prompt has a place for one: stands there, instead of the
                 model's own. For others: put before the query, with a space between.
-            options: `max_length` (tokens per pair), `score_space` (`raw` or `probability`),
-                `batch_size` (pairs per forward pass), `lora` (name or folder of an adapter).
+            options: `max_length` (tokens per pair), `max_document_length` (tokens of an item's text
+                by itself), `score_space` (`raw` or `probability`), `batch_size` (pairs per forward
+                pass), `lora` (name or folder of an adapter).
             gpu: Taken so that the call is the same as a remote client's; without meaning here.
             timeout_seconds: Instead of the client's, for this call.
 
         Returns:
-            Scores, best first, with the tokens used and the number of items truncated.
+            Scores, best first, with the tokens used, the number of items truncated, and where the
+            time went.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -165,6 +168,7 @@ class LocalClient:
             SIEError: The model failed.
         """
         del gpu
+        watch = Stopwatch()
         request = check_score_request(model, query, items, instruction, options)
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
@@ -173,9 +177,11 @@ class LocalClient:
             if loading is not None:
                 adapter = _wait(loading, deadline, f"loading the adapter {request.lora}")
                 request = replace(request, adapter=adapter)
-            job = loaded.model.score_job(request)
-            outputs = self._run(loaded, job, request, deadline)
-        result = to_score_result(request, job, outputs, loaded.model)
+            with watch:
+                job = loaded.model.score_job(request)
+            running = self._run(loaded, job, request, deadline)
+        result = to_score_result(request, job, running.result(), loaded.model)
+        result["timing"] = watch.read(running)
         result["source"] = source_with(loaded, request.adapter)
         return result
 
@@ -261,6 +267,7 @@ class LocalClient:
             SIEError: As for `score`.
         """
         del gpu
+        watch = Stopwatch()
         request = check_encode_request(
             model,
             items,
@@ -273,9 +280,11 @@ class LocalClient:
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
         with loaded.calls:
-            job = loaded.model.encode_job(request)
-            outputs = self._run(loaded, job, request, deadline)
-        results = to_encode_results(request, job, outputs, loaded.model)
+            with watch:
+                job = loaded.model.encode_job(request)
+            running = self._run(loaded, job, request, deadline)
+        results = to_encode_results(request, job, running.result(), loaded.model)
+        put_timing(results, watch.read(running))
         return results[0] if request.is_single else results
 
     def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
@@ -293,6 +302,14 @@ class LocalClient:
         """Return how each model runs that this client has loaded, by name."""
         models = REGISTRY.loaded(holder=self)
         return {key.model: model.description for key, model in models.items()}
+
+    def loaded_model(self, model: str) -> LoadedModel | None:
+        """Return a model as this client runs it, if it is in memory; it stays unused by that."""
+        return REGISTRY.find(self._key(model))
+
+    def swapped_for(self, name: str) -> str | None:
+        """Return what `name` was swapped for, None if it was not."""
+        return REGISTRY.source_of(model_key_name(name))
 
     def release(self, model: str | None = None) -> int:
         """Unload a model from this process, whoever uses it; see `sie_core.local.release`."""
@@ -468,7 +485,7 @@ class LocalClient:
 
     def submit(
         self, loaded: LoadedModel, job: Job[Any], request: ScoreRequest | EncodeRequest
-    ) -> Future[list[Any]]:
+    ) -> Running:
         """Queue one request's job; whoever does not want the outputs cancels the future.
 
         Raises:
@@ -487,18 +504,21 @@ class LocalClient:
         job: Job[Any],
         request: ScoreRequest | EncodeRequest,
         deadline: Deadline,
-    ) -> list[Any]:
+    ) -> Running:
+        """Run a job to its end."""
         running = self.submit(loaded, job, request)
         try:
-            return _wait(running, deadline, doing(request))
+            _wait(running, deadline, doing(request))
         finally:
             running.cancel()  # without effect on an answer; stops the work for one who has left
+        return running
 
     def _begin(
         self, step: Step, calls: ExitStack, before: Sequence[_Begun | Exception]
     ) -> _Begun | Exception:
         """Queue one of several steps; where there is no room, those before it are waited for."""
         instruction, options = step.arguments.get("instruction"), step.arguments.get("options")
+        watch = Stopwatch()
         try:
             request = check_score_request(step.model, step.query, step.items, instruction, options)
             deadline = self.deadline(step.timeout_seconds)
@@ -508,12 +528,13 @@ class LocalClient:
             if loading is not None:
                 adapter = _wait(loading, deadline, f"loading the adapter {request.lora}")
                 request = replace(request, adapter=adapter)
-            job = loaded.model.score_job(request)
+            with watch:
+                job = loaded.model.score_job(request)
             running = self._submit_in_turn(loaded, job, request, before)
         except Exception as exc:  # noqa: BLE001  it stands in the place of the step's answer
             return exc
         calls.callback(running.cancel)
-        return _Begun(loaded, job, request, deadline, running)
+        return _Begun(loaded, job, request, deadline, running, watch)
 
     def _submit_in_turn(
         self,
@@ -521,7 +542,7 @@ class LocalClient:
         job: Job[list[float]],
         request: ScoreRequest,
         before: Sequence[_Begun | Exception],
-    ) -> Future[list[Any]]:
+    ) -> Running:
         for earlier in before:
             try:
                 return self.submit(loaded, job, request)
@@ -557,7 +578,7 @@ class LocalClient:
 
     def _adapter_stores(self, model: str) -> list[AdapterStore]:
         """Return where the adapters of this client's loaded model are; of none if it is not."""
-        loaded = REGISTRY.loaded().get(self._key(model))
+        loaded = self.loaded_model(model)
         if loaded is None or not isinstance(loaded.model, TakesAdapters):
             return []
         return [loaded.model.adapters]
@@ -571,7 +592,8 @@ class _Begun:
     job: Job[list[float]]
     request: ScoreRequest
     deadline: Deadline
-    running: Future[list[Any]]
+    running: Running
+    watch: Stopwatch
 
     def settle(self) -> None:
         """Wait until its work is done, or its time is up."""
@@ -588,6 +610,7 @@ class _Begun:
         finally:
             self.running.cancel()  # without effect on an answer
         result["source"] = source_with(self.loaded, self.request.adapter)
+        result["timing"] = self.watch.read(self.running)
         return result
 
 

@@ -13,7 +13,7 @@ from sie_core.errors import InferenceError
 from sie_core.local.model import Job, Model
 from sie_core.local.requests import EncodeRequest, ScoreRequest
 from sie_core.ranking import rank
-from sie_core.types import EncodeResult, ScoreEntry, ScoreResult, ScoreSpace, Usage
+from sie_core.types import EncodeResult, ScoreEntry, ScoreResult, ScoreSpace, Timing, Usage
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,14 @@ def to_encode_results(
     for item, result in zip(request.items, results, strict=True):
         if (item_id := item.get("id")) is not None:
             result["id"] = item_id
+        result["usage"] = _usage(job)
     return results
+
+
+def put_timing(results: Sequence[EncodeResult], timing: Timing) -> None:
+    """Give each result the timing of the call that it is of; a copy, since each is the caller's."""
+    for result in results:
+        result["timing"] = timing.copy()
 
 
 def to_score_space(logits: Sequence[float], space: ScoreSpace) -> list[float]:
@@ -78,8 +85,9 @@ _warned_models: set[str] = set()
 def _warn_truncated(
     request: ScoreRequest | EncodeRequest, job: Job[Any], num_texts: int, model: Model
 ) -> None:
-    """Say once per model that texts were cut; every result of `score` counts them."""
-    if not job.num_truncated or request.model in _warned_models:
+    """Say once per model that texts were cut unasked; every result of `score` counts them."""
+    is_asked_for = isinstance(request, ScoreRequest) and request.max_document_length is not None
+    if not job.num_truncated or is_asked_for or request.model in _warned_models:
         return
     _warned_models.add(request.model)
     _logger.warning(

@@ -26,6 +26,7 @@ from sie_core.types import (
     ScoreResult,
     ScoreSpace,
     SparseVector,
+    Timing,
     Usage,
 )
 
@@ -178,6 +179,7 @@ class PartScores:
     usage: Usage
     score_space: ScoreSpace | None
     entries: list[ScoreEntry] | None = field(default=None, repr=False)
+    timing: Timing = field(default_factory=Timing)
     """The reply's own entries in that order, where the caller may have them."""
 
 
@@ -422,6 +424,7 @@ def read_scores(reply: Reply, ids: Sequence[str], *, are_shown: bool = False) ->
         _read_usage(content),
         space if space in get_args(ScoreSpace) else None,
         entries if are_shown else None,
+        read_timing(reply, content),
     )
 
 
@@ -471,6 +474,9 @@ def merge_scores(
     space = spaces.pop() if len(spaces) == 1 else None
     if space is not None:
         result["score_space"] = space
+    timing = _slowest([part.timing for part in parts])
+    if timing:
+        result["timing"] = timing
     return result
 
 
@@ -516,12 +522,17 @@ def read_embeddings(reply: Reply, ids: Ids, part: Part) -> list[EncodeResult]:
         msg = f"the reply has {len(items)} items, but {len(sent)} were sent"
         raise InvalidResponseError(msg)
     own_ids = ids.given[part.start : part.stop]
-    return [
+    results = [
         _to_result(item, own_id, position)
         for position, (item, own_id) in enumerate(
             zip(_in_order(items, sent, own_ids), own_ids, strict=True)
         )
     ]
+    timing = read_timing(reply, content)
+    if timing:
+        for result in results:
+            result["timing"] = timing.copy()
+    return results
 
 
 def _in_order(
@@ -661,6 +672,51 @@ def _read_usage(content: Mapping[str, Any]) -> Usage:
     if type(truncated) is int and truncated >= 0:
         usage["truncated_items"] = truncated
     return usage
+
+
+_TIMES: Final = {
+    "total_ms": "x-total-time",
+    "queue_ms": "x-queue-time",
+    "tokenization_ms": "x-tokenization-time",
+    "inference_ms": "x-inference-time",
+}
+"""Where a reply says how long what took: the names in its body, and its headers."""
+
+
+def read_timing(reply: Reply, content: Mapping[str, Any]) -> Timing:
+    """Read where a reply's time went, from its body or else its headers, as far as it is said.
+
+    A time that is no time is left out: it must not spoil a right answer.
+    """
+    said = content.get("timing")
+    given: Mapping[str, Any] = said if isinstance(said, dict) else {}
+    timing: dict[str, float] = {}
+    for name, header in _TIMES.items():
+        milliseconds = _read_milliseconds(given.get(name))
+        if milliseconds is None:
+            milliseconds = _read_milliseconds(reply.headers.get(header))
+        if milliseconds is not None:
+            timing[name] = milliseconds
+    return cast("Timing", timing)
+
+
+def _read_milliseconds(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        milliseconds = float(value)
+    except (OverflowError, ValueError):
+        return None
+    return milliseconds if 0 <= milliseconds < math.inf else None
+
+
+def _slowest(timings: Sequence[Timing]) -> Timing:
+    """Return the longest of each of the parts' times: they are under way side by side."""
+    slowest: dict[str, float] = {}
+    for timing in timings:
+        for name, milliseconds in cast("Mapping[str, float]", timing).items():
+            slowest[name] = max(milliseconds, slowest.get(name, 0.0))
+    return cast("Timing", slowest)
 
 
 def _add_usage(usages: Sequence[Usage]) -> Usage:

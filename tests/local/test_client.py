@@ -10,6 +10,7 @@ import pickle
 import random
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sie_core.errors import (
 )
 from sie_core.local import LocalAsyncClient, LocalClient, release
 from sie_core.local.registry import REGISTRY
-from sie_core.types import Item
+from sie_core.types import Item, Timing
 
 QUERY = Item(text="what is python")
 TEXTS = [
@@ -102,6 +103,43 @@ def test_the_reply_has_the_protocols_shape(tiny_bert: Path) -> None:
     assert result["usage"]["input_tokens"] > 128
 
 
+def check_timing(timing: Timing, within_seconds: float) -> None:
+    """Hold the parts of a call against its whole, and that against a clock."""
+    assert set(timing) == {"total_ms", "queue_ms", "tokenization_ms", "inference_ms"}
+    parts = timing["queue_ms"] + timing["tokenization_ms"] + timing["inference_ms"]
+    assert timing["tokenization_ms"] > 0
+    assert timing["inference_ms"] > 0
+    assert timing["queue_ms"] >= 0
+    assert parts <= timing["total_ms"] <= within_seconds * 1e3
+
+
+async def test_a_result_says_where_its_time_went(tiny_bert: Path, tiny_embedder: Path) -> None:
+    """Queue, tokens and inference are parts of the whole; score and encode, sync and async."""
+    client = LocalClient()
+    async_client = LocalAsyncClient(client)
+    begin = time.perf_counter()
+    timings = [
+        client.score(str(tiny_bert), QUERY, items(TEXTS))["timing"],
+        (await async_client.score(str(tiny_bert), QUERY, items(TEXTS)))["timing"],
+        client.encode(str(tiny_embedder), QUERY)["timing"],
+        (await async_client.encode(str(tiny_embedder), QUERY))["timing"],
+    ]
+    elapsed = time.perf_counter() - begin
+    for timing in timings:
+        check_timing(timing, elapsed)
+    assert sum(timing["total_ms"] for timing in timings) <= elapsed * 1e3
+
+
+def test_embeddings_of_one_call_have_the_same_timing_and_none_shares_it(
+    tiny_embedder: Path,
+) -> None:
+    """Each result says it for the call, and may be changed by its owner."""
+    first, second = LocalClient().encode(str(tiny_embedder), items(TEXTS[:2]))
+    assert first["timing"] == second["timing"]
+    first["timing"]["total_ms"] = -1.0
+    assert second["timing"]["total_ms"] > 0
+
+
 def test_items_without_ids_come_back_numbered(tiny_bert: Path) -> None:
     """Ids that were not given are `item-N`, N being the position."""
     result = LocalClient().score(str(tiny_bert), QUERY, [Item(text="a"), Item(text="b")])
@@ -174,6 +212,22 @@ def test_max_length_shortens_and_is_counted(tiny_bert: Path) -> None:
     assert result["usage"]["input_tokens"] <= 8 * len(TEXTS)
 
 
+@pytest.mark.parametrize("checkpoint", ["tiny_bert", "tiny_colbert", "tiny_qwen3"])
+def test_a_documents_own_maximum_shortens_it_alone(
+    checkpoint: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In every family the first tokens of each document are scored; cutting was asked for."""
+    model, client = str(request.getfixturevalue(checkpoint)), LocalClient(mode="exact")
+    short = by_id(client.score(model, QUERY, items(["a b c", "a b"])))
+    with caplog.at_level(logging.WARNING, logger="sie_core"):
+        cut = client.score(
+            model, QUERY, items(["a b c d e f", "a b"]), options={"max_document_length": 3}
+        )
+    assert by_id(cut) == pytest.approx(short, abs=1e-6)
+    assert cut["usage"]["truncated_items"] == 1
+    assert not caplog.records
+
+
 def test_truncation_is_warned_about_once_per_model(
     tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +258,7 @@ def test_truncation_is_warned_about_once_per_model(
         ({"options": {"max_length": 500}}, "max_length must be an integer from 5 to 128"),
         ({"options": {"score_space": "logit"}}, "score_space must be 'raw' or 'probability'"),
         ({"options": {"batch_size": 0}}, "batch_size must be at least 1, but got 0"),
+        ({"options": {"max_document_length": 0}}, "max_document_length must be at least 1"),
         ({"timeout_seconds": -1}, "timeout_seconds must be a positive number .* got -1"),
     ],
 )

@@ -21,6 +21,9 @@ MARK_KEYS = frozenset({"rerank_status", "rerank_served_by", "rerank_reason"})
 MODEL_SCORE_KEY = "model_score"
 """Where a document's metadata has what the model gave, if its score is calibrated or fused."""
 
+STAGE_SCORES_KEY = "stage_scores"
+"""Where a document's metadata has what the stages of a cascade gave, in their order."""
+
 _MAX_NAMED_IDS = 3
 """How many ids an error message names before it only counts them."""
 
@@ -57,8 +60,8 @@ class Ranking:
         reason: Why backends before the one that answered did not, or why it is partial; else None.
         score_space: `raw`, `probability` or `calibrated`; None where the backend does not say.
         usage: Tokens consumed and items truncated, as far as the backend tells, of all models
-            asked together. Equal texts are sent once; what comes from a score cache consumes
-            nothing.
+            asked together. A server is sent equal texts once; what comes from a score cache
+            consumes nothing.
         num_scored: Candidates that the model scored, those cut by now included.
         num_unscored: Candidates with text that it did not score. In a cascade those are not counted
             that were never to reach it.

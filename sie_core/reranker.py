@@ -91,7 +91,8 @@ class Reranker(ClientHolder):
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
         lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
             model as it is.
-        revision: In-process: branch, tag or commit of the model on the hub.
+        revision: In-process: branch, tag or commit of the model on the hub, and of those in
+            `cascade`.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
 
@@ -120,8 +121,8 @@ class Reranker(ClientHolder):
         fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
         max_latency_ms: float | None = None,
-        score_cache: ScoreCache | int | None = None,
-        cascade: Sequence[Stage | tuple[str, float]] | None = None,
+        score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
         stop_when_stable: int | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
@@ -144,9 +145,6 @@ class Reranker(ClientHolder):
         check_text(lora=lora)
         check_timeout_seconds(max_latency_ms, name="max_latency_ms")
         check_top_k(stop_when_stable, name="stop_when_stable")
-        if cascade and revision is not None:
-            msg = "revision cannot be combined with cascade: name models by folders instead"
-            raise InvalidRequestError(msg)
         super().__init__(
             model,
             base_url=base_url,
@@ -368,6 +366,8 @@ class Reranker(ClientHolder):
             client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
         else:
             super()._warm_up(client)
+            for stage in self.cascade:
+                client.warm_up(stage.model)
             if self.lora is not None:
                 client.load_lora(self.model, self.lora)
 
@@ -447,6 +447,7 @@ class Reranker(ClientHolder):
             calibration=calibration,
             retrieval_weight=self.fuse_retrieval_score if weight is None else weight,
             retrieval_scores=retrieval_scores,
+            sends_once=self.base_url is not None,
             cascade=self.cascade,
             patience=self._patience(settings),
             keeping=Keeping(

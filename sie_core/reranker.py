@@ -18,6 +18,7 @@ from sie_core.client_holder import ClientHolder, check_text
 from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
 from sie_core.fusion import check_retrieval_weight, fuse_scores
+from sie_core.long_documents import Handling, LongDocuments, check_confirmed
 from sie_core.ranking import (
     Ranking,
     check_score_space,
@@ -94,6 +95,12 @@ class Reranker(ClientHolder):
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
         lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
             model as it is.
+        long_documents: What is done with documents that are longer than the model reads:
+            `truncate` cuts their end off; `max_passage` scores overlapping passages and takes the
+            best, whose place is in `RankedEntry.span`; `error` refuses the call. A server that
+            does not say that it did so is refused. None means `truncate`.
+        passage_overlap: Tokens that neighbouring passages share; None means 64.
+        max_passages: Passages of one document at most; None means 32.
         revision: In-process: branch, tag or commit of the model on the hub.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -132,6 +139,9 @@ class Reranker(ClientHolder):
         max_length: int | None = None,
         batch_size: int | None = None,
         lora: str | None = None,
+        long_documents: Handling | None = None,
+        passage_overlap: int | None = None,
+        max_passages: int | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -169,6 +179,9 @@ class Reranker(ClientHolder):
         self.score_space = score_space
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
+        self.long_documents = LongDocuments(
+            how=long_documents, passage_overlap=passage_overlap, max_passages=max_passages
+        )
         self._calibration = calibration
         self._cache_dir = cache_dir
         if self.base_url is not None or fallback is not None:
@@ -185,6 +198,7 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
+        long_documents: Handling | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -198,6 +212,7 @@ class Reranker(ClientHolder):
             retrieval_scores: The first stage's, one for each document, higher is better; needed
                 with `fuse_retrieval_score` only.
             fuse_retrieval_score: Instead of the constructor's; None means that one.
+            long_documents: The same.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -212,6 +227,7 @@ class Reranker(ClientHolder):
             score_space=score_space,
             retrieval_scores=retrieval_scores,
             retrieval_weight=fuse_retrieval_score,
+            long_documents=long_documents,
         )
         if not call.items:
             return self._to_ranking(call, None)
@@ -231,6 +247,7 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
+        long_documents: Handling | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
         call = self._prepare(
@@ -242,6 +259,7 @@ class Reranker(ClientHolder):
             score_space=score_space,
             retrieval_scores=retrieval_scores,
             retrieval_weight=fuse_retrieval_score,
+            long_documents=long_documents,
         )
         if not call.items:
             return self._to_ranking(call, None)
@@ -309,6 +327,7 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None,
         retrieval_scores: Sequence[float | None] | None,
         retrieval_weight: float | None,
+        long_documents: Handling | None,
     ) -> _Call:
         """Check one call's arguments and choose what is sent: blank documents are not."""
         check_top_k(top_k)
@@ -320,6 +339,9 @@ class Reranker(ClientHolder):
         if documents:
             _check_query(query)
         check_retrieval_weight(retrieval_weight)
+        handling = self.long_documents
+        if long_documents is not None:
+            handling = replace(handling, how=long_documents)
         weight = self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
         space: RerankSpace | None = score_space or self.score_space
         calibration = self._find_calibration() if space == "calibrated" else None
@@ -331,7 +353,10 @@ class Reranker(ClientHolder):
             indices=indices,
             num_documents=len(documents),
             arguments=self._arguments(
-                instruction or self.instruction, score_space=space, lora=self.lora
+                instruction or self.instruction,
+                score_space=space,
+                lora=self.lora,
+                **handling.as_options(),
             ),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
@@ -363,6 +388,7 @@ class Reranker(ClientHolder):
             for index, score in zip(call.indices, found, strict=True):
                 scores[index] = score
             self._check_score_space(call, reply)
+            check_confirmed(call.arguments.get("options", {}), reply)
         space: RerankSpace | None = reply.get("score_space")
         shown, order_by = scores, scores
         if call.calibration is not None and space == call.calibration.score_space:
@@ -380,6 +406,9 @@ class Reranker(ClientHolder):
         )
         if call.retrieval_weight is not None:
             entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
+        spans = _read_spans(reply)
+        if spans:
+            entries = tuple(replace(entry, span=spans.get(entry.index)) for entry in entries)
         if order_by is not scores or shown is not scores:
             entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
         return Ranking(
@@ -402,6 +431,17 @@ class Reranker(ClientHolder):
                 "them as they are"
             )
             raise InvalidRequestError(msg)
+
+
+def _read_spans(reply: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
+    """Return the best passage of each document that was scored by passages."""
+    if reply.get("long_documents") != "max_passage":
+        return {}
+    return {
+        int(entry["item_id"]): (entry["span"][0], entry["span"][1])
+        for entry in reply["scores"]
+        if entry.get("span") is not None
+    }
 
 
 def _fused(scores: Sequence[float | None], call: _Call, weight: float) -> list[float | None]:

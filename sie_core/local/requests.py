@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
+from sie_core.long_documents import LongDocuments
 from sie_core.ranking import check_score_space, check_top_k
 from sie_core.types import Item, ScoreSpace
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from sie_core.local.lora import Adapter
 
 _SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
+_ALL_SCORE_OPTIONS = (*_SCORE_OPTIONS, *long_documents.OPTIONS)
 _ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
 
@@ -31,6 +34,7 @@ class ScoreRequest:
         batch_size: Sequences per forward pass at most.
         lora: The adapter asked for, a folder or a name; None for the model as it is.
         adapter: The same, once it is loaded.
+        long_documents: What is done with items that are longer than the model reads.
     """
 
     model: str
@@ -42,6 +46,7 @@ class ScoreRequest:
     batch_size: int | None = None
     lora: str | None = None
     adapter: Adapter | None = None
+    long_documents: LongDocuments = field(default_factory=LongDocuments)
 
     @property
     def item_ids(self) -> list[str]:
@@ -120,10 +125,17 @@ def check_score_request(
     _check_items(items)
     _check_item(query, "query", may_be_vectors=True)
     _check_instruction(instruction)
-    chosen = _check_options(options or {}, _SCORE_OPTIONS)
+    chosen = _check_options(options or {}, _ALL_SCORE_OPTIONS)
     for i, item in enumerate(items):
         _check_item(item, f"items[{i}]", may_be_vectors=True)
-    return ScoreRequest(model=model, query=query, instruction=instruction, items=items, **chosen)
+    return ScoreRequest(
+        model=model,
+        query=query,
+        instruction=instruction,
+        items=items,
+        long_documents=LongDocuments.from_options(chosen),
+        **{name: chosen[name] for name in _SCORE_OPTIONS},
+    )
 
 
 def check_encode_request(

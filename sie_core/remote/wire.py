@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, Final, NotRequired, TypedDict, cast, get_args
+from typing import Any, Final, Literal, NotRequired, TypedDict, cast, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -179,6 +179,10 @@ class PartScores:
     score_space: ScoreSpace | None
     entries: list[ScoreEntry] | None = field(default=None, repr=False)
     """The reply's own entries in that order, where the caller may have them."""
+    spans: Sequence[list[int] | None] | None = field(default=None, repr=False)
+    """The best passage of each item, where the reply has any."""
+    long_documents: str | None = None
+    """What the server says it did with long documents."""
 
 
 def check_items(items: object) -> Sequence[Item]:
@@ -416,12 +420,15 @@ def read_scores(reply: Reply, ids: Sequence[str], *, are_shown: bool = False) ->
         msg = f"'model' must be a string, but got {model!r:.80}"
         raise InvalidResponseError(msg)
     space = content.get("score_space")
+    handling = _read_handling(content)
     return PartScores(
         scores,
         model,
         _read_usage(content),
         space if space in get_args(ScoreSpace) else None,
         entries if are_shown else None,
+        _read_spans(found, ids) if handling == "max_passage" else None,
+        handling,
     )
 
 
@@ -455,6 +462,28 @@ def _match_scores(found: Any, ids: Sequence[str]) -> list[float]:
         raise InvalidResponseError(msg) from exc
 
 
+def _read_spans(found: Any, ids: Sequence[str]) -> list[list[int] | None] | None:
+    """Put the best passages' places in the order of `ids`; None where the reply has none.
+
+    Raises:
+        InvalidResponseError: One is no place in a text.
+    """
+    spans = {entry["item_id"]: entry["span"] for entry in found if entry.get("span") is not None}
+    if not spans:
+        return None
+    for item_id, span in spans.items():
+        is_pair = isinstance(span, list | tuple) and list(map(type, span)) == [int, int]
+        if not is_pair or not 0 <= span[0] <= span[1]:
+            msg = f"the best passage of {item_id!r} must be [start, end], but got {span!r:.80}"
+            raise InvalidResponseError(msg)
+    return [None if (span := spans.get(item_id)) is None else list(span) for item_id in ids]
+
+
+def _read_handling(content: Mapping[str, Any]) -> str | None:
+    handling = content.get("long_documents")
+    return handling if isinstance(handling, str) else None
+
+
 def merge_scores(
     parts: Sequence[PartScores], *, model: str, query_id: str | None, shown_ids: Sequence[str]
 ) -> ScoreResult:
@@ -471,6 +500,10 @@ def merge_scores(
     space = spaces.pop() if len(spaces) == 1 else None
     if space is not None:
         result["score_space"] = space
+    handlings = {part.long_documents for part in parts}
+    handling = handlings.pop() if len(handlings) == 1 else None
+    if handling is not None:
+        result["long_documents"] = handling
     return result
 
 
@@ -491,10 +524,16 @@ def _made(parts: Sequence[PartScores], shown_ids: Sequence[str]) -> list[ScoreEn
     """Make entries out of scores."""
     scores = [score for part in parts for score in part.scores]
     order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable both ways
-    return [
+    entries: list[ScoreEntry] = [
         {"item_id": shown_ids[index], "score": scores[index], "rank": position}
         for position, index in enumerate(order)
     ]
+    if any(part.spans for part in parts):
+        spans = [span for part in parts for span in part.spans or [None] * len(part.scores)]
+        for entry, index in zip(entries, order, strict=True):
+            if (span := spans[index]) is not None:
+                entry["span"] = span
+    return entries
 
 
 def read_embeddings(reply: Reply, ids: Ids, part: Part) -> list[EncodeResult]:
@@ -652,22 +691,24 @@ def _read_usage(content: Mapping[str, Any]) -> Usage:
     """Keep the counts that are counts: a wrong one must not spoil a right answer."""
     usage = Usage()
     given = content.get("usage")
-    tokens, truncated = (
-        given.get(name) if isinstance(given, dict) else None
-        for name in ("input_tokens", "truncated_items")
-    )
-    if type(tokens) is int and tokens >= 0:
-        usage["input_tokens"] = tokens
-    if type(truncated) is int and truncated >= 0:
-        usage["truncated_items"] = truncated
+    for name in _COUNTS:
+        count = given.get(name) if isinstance(given, dict) else None
+        if type(count) is int and count >= 0:
+            usage[name] = count
     return usage
 
 
 def _add_usage(usages: Sequence[Usage]) -> Usage:
     total = Usage()
     for usage in usages:
-        if "input_tokens" in usage:
-            total["input_tokens"] = total.get("input_tokens", 0) + usage["input_tokens"]
-        if "truncated_items" in usage:
-            total["truncated_items"] = total.get("truncated_items", 0) + usage["truncated_items"]
+        for name in _COUNTS:
+            if name in usage:
+                total[name] = total.get(name, 0) + usage[name]
     return total
+
+
+_COUNTS: Final[tuple[Literal["input_tokens", "truncated_items", "passages"], ...]] = (
+    "input_tokens",
+    "truncated_items",
+    "passages",
+)

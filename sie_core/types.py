@@ -65,6 +65,21 @@ class Usage(TypedDict, total=False):
     passages: int
 
 
+class Timing(TypedDict, total=False):
+    """Where a call's time went, in milliseconds, as measured by who computed it.
+
+    `total_ms` is the whole call, the loading of a model included; `queue_ms` from the moment at
+    which all was ready until a first batch took some of it; `tokenization_ms` the making of tokens;
+    `inference_ms` from the beginning of its first batch to the end of its last. A server says what
+    it measured, and in a call of several requests each is that of the slowest.
+    """
+
+    total_ms: float
+    queue_ms: float
+    tokenization_ms: float
+    inference_ms: float
+
+
 class ScoreResult(TypedDict):
     """Scores of one query against its items, best first.
 
@@ -77,6 +92,7 @@ class ScoreResult(TypedDict):
     usage: NotRequired[Usage]
     score_space: NotRequired[ScoreSpace]
     long_documents: NotRequired[str]
+    timing: NotRequired[Timing]
 
 
 class SparseVector(TypedDict):
@@ -87,12 +103,16 @@ class SparseVector(TypedDict):
 
 
 class EncodeResult(TypedDict, total=False):
-    """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims]."""
+    """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims].
+
+    `timing` is that of the call, or of the request to a server, which the item was in.
+    """
 
     id: str
     dense: np.ndarray[Any, np.dtype[Any]]
     multivector: np.ndarray[Any, np.dtype[Any]]
     sparse: SparseVector
+    timing: Timing
 
 
 class ScoringClient(Protocol):

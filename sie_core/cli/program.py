@@ -26,6 +26,7 @@ from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
 from sie_core.cli.models import models
 from sie_core.cli.rerank import rerank
+from sie_core.cli.serve import serve
 from sie_core.errors import InvalidRequestError, MissingDependencyError, SIEError
 
 EXIT_FAILED = 1
@@ -101,6 +102,7 @@ program.command("eval")(evaluate)
 program.command()(compare)
 program.command()(models)
 program.command()(fetch)
+program.command()(serve)
 program.command()(health)
 program.command()(calibrate)
 program.command()(bench)

@@ -20,7 +20,9 @@ from sie_core.local.requests import (
     check_encode_request,
     check_score_request,
 )
-from sie_core.local.results import to_encode_results, to_score_result
+from sie_core.local.results import put_timing, to_encode_results, to_score_result
+from sie_core.local.scheduler import Running
+from sie_core.local.stopwatch import Stopwatch
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -53,6 +55,7 @@ class LocalAsyncClient:
     ) -> ScoreResult:
         """Do what `LocalClient.score` does."""
         del gpu
+        watch = Stopwatch()
         request = check_score_request(model, query, items, instruction, options)
         deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
@@ -62,9 +65,13 @@ class LocalAsyncClient:
                 what = f"loading the adapter {request.lora}"
                 shielded = asyncio.shield(asyncio.wrap_future(loading))
                 request = replace(request, adapter=await _wait(shielded, deadline, what))
-            job = await asyncio.to_thread(loaded.model.score_job, request)
-            outputs = await self._run(loaded, job, request, deadline)
-        return await asyncio.to_thread(to_score_result, request, job, outputs, loaded.model)
+            with watch:
+                job = await asyncio.to_thread(loaded.model.score_job, request)
+            running = await self._run(loaded, job, request, deadline)
+        outputs = running.result()
+        result = await asyncio.to_thread(to_score_result, request, job, outputs, loaded.model)
+        result["timing"] = watch.read(running)
+        return result
 
     @overload
     async def encode(
@@ -111,6 +118,7 @@ class LocalAsyncClient:
     ) -> EncodeResult | list[EncodeResult]:
         """Do what `LocalClient.encode` does."""
         del gpu
+        watch = Stopwatch()
         request = check_encode_request(
             model,
             items,
@@ -123,9 +131,12 @@ class LocalAsyncClient:
         deadline = self._client.deadline(timeout_seconds)
         loaded = await self._load(model, deadline)
         with loaded.calls:
-            job = await asyncio.to_thread(loaded.model.encode_job, request)
-            outputs = await self._run(loaded, job, request, deadline)
+            with watch:
+                job = await asyncio.to_thread(loaded.model.encode_job, request)
+            running = await self._run(loaded, job, request, deadline)
+        outputs = running.result()
         results = await asyncio.to_thread(to_encode_results, request, job, outputs, loaded.model)
+        put_timing(results, watch.read(running))
         return results[0] if request.is_single else results
 
     async def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
@@ -165,12 +176,14 @@ class LocalAsyncClient:
         job: Job[Any],
         request: ScoreRequest | EncodeRequest,
         deadline: Deadline,
-    ) -> list[Any]:
+    ) -> Running:
+        """Run a job to its end."""
         running = self._client.submit(loaded, job, request)
         try:
-            return await _wait(asyncio.wrap_future(running), deadline, doing(request))
+            await _wait(asyncio.wrap_future(running), deadline, doing(request))
         finally:
             running.cancel()  # without effect on an answer; drops the work of one who has left
+        return running
 
     async def _load(self, model: str, deadline: Deadline) -> LoadedModel:
         # Shielded, because the load is shared: one cancelled task must not cancel it for others.

@@ -26,8 +26,9 @@ from sie_core.local.requests import (
     check_encode_request,
     check_score_request,
 )
-from sie_core.local.results import to_encode_results, to_score_result
-from sie_core.local.scheduler import Scheduler
+from sie_core.local.results import put_timing, to_encode_results, to_score_result
+from sie_core.local.scheduler import Running, Scheduler
+from sie_core.local.stopwatch import Stopwatch
 from sie_core.local.token_cache import check_token_cache_bytes
 from sie_core.models import catalog, sources
 from sie_core.settings import EngineSettings, SourceSettings
@@ -143,7 +144,8 @@ class LocalClient:
             timeout_seconds: Instead of the client's, for this call.
 
         Returns:
-            Scores, best first, with the tokens used and the number of items truncated.
+            Scores, best first, with the tokens used, the number of items truncated, and where the
+            time went.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -153,6 +155,7 @@ class LocalClient:
             SIEError: The model failed.
         """
         del gpu
+        watch = Stopwatch()
         request = check_score_request(model, query, items, instruction, options)
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
@@ -161,9 +164,12 @@ class LocalClient:
             if loading is not None:
                 adapter = _wait(loading, deadline, f"loading the adapter {request.lora}")
                 request = replace(request, adapter=adapter)
-            job = loaded.model.score_job(request)
-            outputs = self._run(loaded, job, request, deadline)
-        return to_score_result(request, job, outputs, loaded.model)
+            with watch:
+                job = loaded.model.score_job(request)
+            running = self._run(loaded, job, request, deadline)
+        result = to_score_result(request, job, running.result(), loaded.model)
+        result["timing"] = watch.read(running)
+        return result
 
     @overload
     def encode(
@@ -230,6 +236,7 @@ class LocalClient:
             SIEError: As for `score`.
         """
         del gpu
+        watch = Stopwatch()
         request = check_encode_request(
             model,
             items,
@@ -242,9 +249,11 @@ class LocalClient:
         deadline = self.deadline(timeout_seconds)
         loaded = _wait(self.load(model), deadline, f"loading {model}")
         with loaded.calls:
-            job = loaded.model.encode_job(request)
-            outputs = self._run(loaded, job, request, deadline)
-        results = to_encode_results(request, job, outputs, loaded.model)
+            with watch:
+                job = loaded.model.encode_job(request)
+            running = self._run(loaded, job, request, deadline)
+        results = to_encode_results(request, job, running.result(), loaded.model)
+        put_timing(results, watch.read(running))
         return results[0] if request.is_single else results
 
     def warm_up(self, model: str, *, timeout_seconds: float | None = None) -> None:
@@ -262,6 +271,14 @@ class LocalClient:
         """Return how each model runs that this client has loaded, by name."""
         models = REGISTRY.loaded(holder=self)
         return {key.model: model.description for key, model in models.items()}
+
+    def loaded_model(self, model: str) -> LoadedModel | None:
+        """Return a model as this client runs it, if it is in memory; it stays unused by that."""
+        return REGISTRY.peek(self._key(model))
+
+    def source_of(self, name: str) -> str | None:
+        """Return what `name` was swapped for, None if it was not."""
+        return REGISTRY.source_of(model_key_name(name))
 
     def release(self, model: str | None = None) -> int:
         """Unload a model from this process, whoever uses it; see `sie_core.local.release`."""
@@ -421,7 +438,7 @@ class LocalClient:
 
     def submit(
         self, loaded: LoadedModel, job: Job[Any], request: ScoreRequest | EncodeRequest
-    ) -> Future[list[Any]]:
+    ) -> Running:
         """Queue one request's job; whoever does not want the outputs cancels the future.
 
         Raises:
@@ -440,12 +457,14 @@ class LocalClient:
         job: Job[Any],
         request: ScoreRequest | EncodeRequest,
         deadline: Deadline,
-    ) -> list[Any]:
+    ) -> Running:
+        """Run a job to its end."""
         running = self.submit(loaded, job, request)
         try:
-            return _wait(running, deadline, doing(request))
+            _wait(running, deadline, doing(request))
         finally:
             running.cancel()  # without effect on an answer; stops the work for one who has left
+        return running
 
     def _resize_token_cache(self, loading: Future[LoadedModel]) -> None:
         max_bytes = self._engine.token_cache_bytes
@@ -474,7 +493,7 @@ class LocalClient:
 
     def _adapter_stores(self, model: str) -> list[AdapterStore]:
         """Return where the adapters of this client's loaded model are; of none if it is not."""
-        loaded = REGISTRY.loaded().get(self._key(model))
+        loaded = self.loaded_model(model)
         if loaded is None or not isinstance(loaded.model, TakesAdapters):
             return []
         return [loaded.model.adapters]

@@ -301,6 +301,12 @@ class Registry:
         _unload(entries)
         return num_unloaded
 
+    def peek(self, key: ModelKey) -> LoadedModel | None:
+        """Return a model if it is in memory, without counting that as its use."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return None if entry is None else entry.loaded
+
     def loaded(self, holder: object | None = None) -> dict[ModelKey, LoadedModel]:
         """Return the models that are in memory: all, or those that `holder` holds."""
         with self._lock:

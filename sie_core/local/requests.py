@@ -15,9 +15,9 @@ from sie_core.types import Item, ScoreSpace
 if TYPE_CHECKING:
     from sie_core.local.lora import Adapter
 
-_SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
-_ALL_SCORE_OPTIONS = (*_SCORE_OPTIONS, *long_documents.OPTIONS)
-_ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
+_PLAIN_SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
+SCORE_OPTIONS = (*_PLAIN_SCORE_OPTIONS, *long_documents.OPTIONS)
+ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def check_score_request(
     _check_items(items)
     _check_item(query, "query", may_be_vectors=True)
     _check_instruction(instruction)
-    chosen = _check_options(options or {}, _ALL_SCORE_OPTIONS)
+    chosen = _check_options(options or {}, SCORE_OPTIONS)
     for i, item in enumerate(items):
         _check_item(item, f"items[{i}]", may_be_vectors=True)
     return ScoreRequest(
@@ -134,7 +134,7 @@ def check_score_request(
         instruction=instruction,
         items=items,
         long_documents=LongDocuments.from_options(chosen),
-        **{name: chosen[name] for name in _SCORE_OPTIONS},
+        **{name: chosen[name] for name in _PLAIN_SCORE_OPTIONS},
     )
 
 
@@ -158,7 +158,7 @@ def check_encode_request(
     batch: Sequence[Item] = [cast("Item", items)] if is_single else cast("Sequence[Item]", items)
     _check_items(batch)
     _check_instruction(instruction)
-    chosen = _check_options(options or {}, _ENCODE_OPTIONS)
+    chosen = _check_options(options or {}, ENCODE_OPTIONS)
     if isinstance(output_types, str):
         msg = f"output_types must be a list such as ['dense'], but got {output_types!r}"
         raise InvalidRequestError(msg)

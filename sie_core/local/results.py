@@ -14,7 +14,7 @@ from sie_core.local.model import Job, Model
 from sie_core.local.passages import Scored
 from sie_core.local.requests import EncodeRequest, ScoreRequest
 from sie_core.ranking import rank
-from sie_core.types import EncodeResult, ScoreEntry, ScoreResult, ScoreSpace, Usage
+from sie_core.types import EncodeResult, ScoreEntry, ScoreResult, ScoreSpace, Timing, Usage
 
 _logger = logging.getLogger(__name__)
 
@@ -69,6 +69,12 @@ def to_encode_results(
         if (item_id := item.get("id")) is not None:
             result["id"] = item_id
     return results
+
+
+def put_timing(results: Sequence[EncodeResult], timing: Timing) -> None:
+    """Give each result the timing of the call that it is of; a copy, since each is the caller's."""
+    for result in results:
+        result["timing"] = timing.copy()
 
 
 def to_score_space(logits: Sequence[float], space: ScoreSpace) -> list[float]:

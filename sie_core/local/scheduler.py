@@ -60,6 +60,36 @@ class SchedulerStats:
     num_out_of_memory: int = 0
 
 
+class Running(Future[list[Any]]):
+    """The outputs of a request, once it has them, and when it was served.
+
+    Attributes:
+        queued_at: When it was given to the scheduler; seconds of `time.perf_counter`.
+        begun_at: When a batch took the first of it; None before that.
+        ended_at: When its last batch was done; None before that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queued_at = time.perf_counter()
+        self.begun_at: float | None = None
+        self.ended_at: float | None = None
+
+    @property
+    def queue_seconds(self) -> float:
+        """Return how long all of it waited, so far."""
+        end = time.perf_counter() if self.begun_at is None else self.begun_at
+        return end - self.queued_at
+
+    @property
+    def inference_seconds(self) -> float:
+        """Return how long its batches took from the first to the last, so far."""
+        if self.begun_at is None:
+            return 0.0
+        end = time.perf_counter() if self.ended_at is None else self.ended_at
+        return end - self.begun_at
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class _Request:
     """One caller's sequences and the outputs found for them so far.
@@ -85,7 +115,7 @@ class _Request:
     has_had_turn: bool = False
     aim: int | None = None
     is_settled: bool = False
-    future: Future[list[Any]] = field(default_factory=Future)
+    future: Running = field(default_factory=Running)
 
     @classmethod
     def of(
@@ -105,6 +135,7 @@ class _Request:
 
     def answer(self) -> None:
         """Give the caller the outputs, unless they have left."""
+        self.future.ended_at = time.perf_counter()
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(self.outputs)
 
@@ -149,6 +180,8 @@ class _Batch:
         position = request.waiting.pop()
         num_tokens = request.lengths[position]
         request.num_waiting_tokens -= num_tokens
+        if request.future.begun_at is None:
+            request.future.begun_at = time.perf_counter()
         self.slots.append(_Slot(request, position, request.sequences[position]))
         self.num_tokens += num_tokens
         return num_tokens
@@ -201,7 +234,7 @@ class Scheduler:
         max_tokens: int,
         max_sequences: int | None = None,
         max_queued_tokens: int = MAX_QUEUED_TOKENS,
-    ) -> Future[list[Any]]:
+    ) -> Running:
         """Queue sequences and return a future of their outputs, in the order given.
 
         Where requests share a batch, the smallest of their limits holds for it.
@@ -218,6 +251,7 @@ class Scheduler:
         """
         request = _Request.of(sequences, max_tokens, max_sequences)
         if not sequences:
+            request.future.begun_at = request.future.queued_at
             request.answer()
             return request.future
         with self._arrival:

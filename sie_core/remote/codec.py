@@ -59,10 +59,21 @@ class BodyFormat(Protocol):
         """Write a body whose items are an id and a text each."""
         ...
 
+    def array(self, value: object) -> object:
+        """Return what stands for a numpy array or number in this format.
+
+        Raises:
+            TypeError: It is neither.
+        """
+        ...
+
 
 class _Msgpack:
     name: ContentFormat = "msgpack"
     content_type = "application/msgpack"
+
+    def array(self, value: object) -> object:
+        return _array_to_map(value)
 
     def encoder(self) -> Callable[[object], bytes]:
         pack: Callable[[object], bytes] = msgpack.Packer(
@@ -109,6 +120,9 @@ class _Msgpack:
 class _Json:
     name: ContentFormat = "json"
     content_type = "application/json"
+
+    def array(self, value: object) -> object:
+        return _array_to_list(value)
 
     def encoder(self) -> Callable[[object], bytes]:
         encode = json.JSONEncoder(

@@ -26,6 +26,7 @@ from sie_core.types import (
     ScoreResult,
     ScoreSpace,
     SparseVector,
+    Timing,
     Usage,
 )
 
@@ -179,6 +180,7 @@ class PartScores:
     score_space: ScoreSpace | None
     entries: list[ScoreEntry] | None = field(default=None, repr=False)
     """The reply's own entries in that order, where the caller may have them."""
+    timing: Timing = field(default_factory=Timing)
     spans: Sequence[list[int] | None] | None = field(default=None, repr=False)
     """The best passage of each item, where the reply has any."""
     long_documents: str | None = None
@@ -427,6 +429,7 @@ def read_scores(reply: Reply, ids: Sequence[str], *, are_shown: bool = False) ->
         _read_usage(content),
         space if space in get_args(ScoreSpace) else None,
         entries if are_shown else None,
+        read_timing(reply, content),
         _read_spans(found, ids) if handling == "max_passage" else None,
         handling,
     )
@@ -504,6 +507,9 @@ def merge_scores(
     handling = handlings.pop() if len(handlings) == 1 else None
     if handling is not None:
         result["long_documents"] = handling
+    timing = _slowest([part.timing for part in parts])
+    if timing:
+        result["timing"] = timing
     return result
 
 
@@ -555,12 +561,17 @@ def read_embeddings(reply: Reply, ids: Ids, part: Part) -> list[EncodeResult]:
         msg = f"the reply has {len(items)} items, but {len(sent)} were sent"
         raise InvalidResponseError(msg)
     own_ids = ids.given[part.start : part.stop]
-    return [
+    results = [
         _to_result(item, own_id, position)
         for position, (item, own_id) in enumerate(
             zip(_in_order(items, sent, own_ids), own_ids, strict=True)
         )
     ]
+    timing = read_timing(reply, content)
+    if timing:
+        for result in results:
+            result["timing"] = timing.copy()
+    return results
 
 
 def _in_order(
@@ -696,6 +707,51 @@ def _read_usage(content: Mapping[str, Any]) -> Usage:
         if type(count) is int and count >= 0:
             usage[name] = count
     return usage
+
+
+_TIMES: Final = {
+    "total_ms": "x-total-time",
+    "queue_ms": "x-queue-time",
+    "tokenization_ms": "x-tokenization-time",
+    "inference_ms": "x-inference-time",
+}
+"""Where a reply says how long what took: the names in its body, and its headers."""
+
+
+def read_timing(reply: Reply, content: Mapping[str, Any]) -> Timing:
+    """Read where a reply's time went, from its body or else its headers, as far as it is said.
+
+    A time that is no time is left out: it must not spoil a right answer.
+    """
+    said = content.get("timing")
+    given: Mapping[str, Any] = said if isinstance(said, dict) else {}
+    timing: dict[str, float] = {}
+    for name, header in _TIMES.items():
+        milliseconds = _read_milliseconds(given.get(name))
+        if milliseconds is None:
+            milliseconds = _read_milliseconds(reply.headers.get(header))
+        if milliseconds is not None:
+            timing[name] = milliseconds
+    return cast("Timing", timing)
+
+
+def _read_milliseconds(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        milliseconds = float(value)
+    except (OverflowError, ValueError):
+        return None
+    return milliseconds if 0 <= milliseconds < math.inf else None
+
+
+def _slowest(timings: Sequence[Timing]) -> Timing:
+    """Return the longest of each of the parts' times: they are under way side by side."""
+    slowest: dict[str, float] = {}
+    for timing in timings:
+        for name, milliseconds in cast("Mapping[str, float]", timing).items():
+            slowest[name] = max(milliseconds, slowest.get(name, 0.0))
+    return cast("Timing", slowest)
 
 
 def _add_usage(usages: Sequence[Usage]) -> Usage:

@@ -10,6 +10,7 @@ import pickle
 import random
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sie_core.errors import (
 )
 from sie_core.local import LocalAsyncClient, LocalClient, release
 from sie_core.local.registry import REGISTRY
-from sie_core.types import Item
+from sie_core.types import Item, Timing
 
 QUERY = Item(text="what is python")
 TEXTS = [
@@ -100,6 +101,43 @@ def test_the_reply_has_the_protocols_shape(tiny_bert: Path) -> None:
     assert set(result["scores"][0]) == {"item_id", "score", "rank"}
     assert result["usage"]["truncated_items"] == 1
     assert result["usage"]["input_tokens"] > 128
+
+
+def check_timing(timing: Timing, within_seconds: float) -> None:
+    """Hold the parts of a call against its whole, and that against a clock."""
+    assert set(timing) == {"total_ms", "queue_ms", "tokenization_ms", "inference_ms"}
+    parts = timing["queue_ms"] + timing["tokenization_ms"] + timing["inference_ms"]
+    assert timing["tokenization_ms"] > 0
+    assert timing["inference_ms"] > 0
+    assert timing["queue_ms"] >= 0
+    assert parts <= timing["total_ms"] <= within_seconds * 1e3
+
+
+async def test_a_result_says_where_its_time_went(tiny_bert: Path, tiny_embedder: Path) -> None:
+    """Queue, tokens and inference are parts of the whole; score and encode, sync and async."""
+    client = LocalClient()
+    async_client = LocalAsyncClient(client)
+    begin = time.perf_counter()
+    timings = [
+        client.score(str(tiny_bert), QUERY, items(TEXTS))["timing"],
+        (await async_client.score(str(tiny_bert), QUERY, items(TEXTS)))["timing"],
+        client.encode(str(tiny_embedder), QUERY)["timing"],
+        (await async_client.encode(str(tiny_embedder), QUERY))["timing"],
+    ]
+    elapsed = time.perf_counter() - begin
+    for timing in timings:
+        check_timing(timing, elapsed)
+    assert sum(timing["total_ms"] for timing in timings) <= elapsed * 1e3
+
+
+def test_embeddings_of_one_call_have_the_same_timing_and_none_shares_it(
+    tiny_embedder: Path,
+) -> None:
+    """Each result says it for the call, and may be changed by its owner."""
+    first, second = LocalClient().encode(str(tiny_embedder), items(TEXTS[:2]))
+    assert first["timing"] == second["timing"]
+    first["timing"]["total_ms"] = -1.0
+    assert second["timing"]["total_ms"] > 0
 
 
 def test_items_without_ids_come_back_numbered(tiny_bert: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def make_busy(model: FakeModel, scheduler: Scheduler, num_workers: int = 1) -> N
         model.await_batches(1)
 
 
-def results(futures: Sequence[Future[list[float]]]) -> list[list[float]]:
+def results(futures: Sequence[Future[list[Any]]]) -> list[list[Any]]:
     """Wait for all."""
     return [future.result(PATIENCE_SECONDS) for future in futures]
 
@@ -143,9 +144,34 @@ def test_an_idle_scheduler_does_not_wait_for_company(scheduler: Scheduler) -> No
     assert scheduler.submit([pair(4)], max_tokens=100).result(PATIENCE_SECONDS) == [4]
 
 
+def test_a_future_tells_when_it_was_served(model: FakeModel, scheduler: Scheduler) -> None:
+    """A request waits until a batch takes some of it, and runs until its last batch is done."""
+    model.hold()
+    first = scheduler.submit([pair(1)], max_tokens=100)
+    model.await_batches(1)
+    second = scheduler.submit([pair(i, 60) for i in (2, 3)], max_tokens=100)
+    assert first.begun_at is not None
+    assert (first.ended_at, second.begun_at) == (None, None)
+    assert second.queue_seconds > 0
+    assert second.inference_seconds == 0.0
+    model.step()
+    assert first.ended_at is not None
+    assert second.begun_at is not None
+    assert second.ended_at is None
+    assert first.ended_at <= second.begun_at
+    model.let_go()
+    results([first, second])
+    assert second.ended_at is not None
+    assert len(model.batches) == 3
+    assert second.queue_seconds == second.begun_at - second.queued_at
+    assert second.inference_seconds == second.ended_at - second.begun_at > 0
+
+
 def test_no_pairs_give_no_scores(scheduler: Scheduler) -> None:
     """An empty request is answered without a thread."""
-    assert scheduler.submit([], max_tokens=100).result(0) == []
+    empty = scheduler.submit([], max_tokens=100)
+    assert empty.result(0) == []
+    assert empty.queue_seconds == 0.0
     assert not threads_of("fake")
 
 

@@ -148,7 +148,18 @@ def check(exchange: Any, answer: Any) -> None:
     else:
         reply = exchange.reply()
         query_id = exchange.request().get("query", {}).get("id")
-        assert answer == {**reply, "query_id": query_id}
+        assert answer == {**reply, "query_id": query_id, "timing": timing_of(exchange)}
+
+
+def timing_of(exchange: Any) -> dict[str, float]:
+    """Read by hand where the recorded reply says that the time went."""
+    headers = dict(exchange.response_headers)
+    return {
+        "total_ms": float(headers["x-total-time"]),
+        "queue_ms": float(headers["x-queue-time"]),
+        "tokenization_ms": float(headers["x-tokenization-time"]),
+        "inference_ms": float(headers["x-inference-time"]),
+    }
 
 
 def check_embeddings(exchange: Any, answer: Any) -> None:
@@ -163,6 +174,8 @@ def check_embeddings(exchange: Any, answer: Any) -> None:
             values = np.frombuffer(values[b"data"], values[b"type"])
         assert result[kind].dtype == item[kind]["dtype"]
         np.testing.assert_allclose(result[kind], np.array(values), rtol=1e-7)
+        # The headers are written a moment after the body, to two digits.
+        assert result["timing"] == pytest.approx(timing_of(exchange), abs=0.1)
 
 
 def decoded(request: httpx.Request) -> Any:

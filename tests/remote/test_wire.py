@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -336,6 +337,50 @@ def test_merged_parts_rank_as_one(parts: list[list[float]]) -> None:
     assert [(entry["item_id"], entry["score"]) for entry in merged["scores"]] == expected
     assert merged["usage"] == {"input_tokens": len(scores)}
     assert merged["query_id"] == "q"
+
+
+BODY_TIMES = {
+    "total_ms": 7.5,
+    "queue_ms": 3,
+    "tokenization_ms": None,
+    "inference_ms": 2.0,
+    "postprocessing_ms": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "headers", "expected"),
+    [
+        ({"timing": BODY_TIMES}, {}, {"total_ms": 7.5, "queue_ms": 3.0, "inference_ms": 2.0}),
+        ({}, {"x-total-time": "7.66"}, {"total_ms": 7.66}),
+        (
+            {"timing": {"total_ms": 7.658, "tokenization_ms": "x"}},
+            {"x-total-time": "7.66", "x-tokenization-time": "0.02"},
+            {"total_ms": 7.658, "tokenization_ms": 0.02},
+        ),
+        ({"timing": [1]}, {"x-queue-time": "soon", "x-inference-time": "-1"}, {}),
+        ({"timing": {"total_ms": True, "queue_ms": 10**400}}, {"x-queue-time": "nan"}, {}),
+        ({}, {}, {}),
+    ],
+)
+def test_a_reply_says_where_its_time_went(
+    said: dict[str, Any], headers: dict[str, str], expected: dict[str, float]
+) -> None:
+    """Times are read from the body or else the headers; what is no time is left out."""
+    reply = reply_of(msgpack.packb({}))
+    timing = wire.read_timing(replace(reply, headers=headers), said)
+    assert timing == expected
+
+
+def test_parts_that_ran_side_by_side_have_the_slowest_ones_times() -> None:
+    """A call in several requests took, in each respect, as long as the slowest of them."""
+    parts = [
+        PartScores([1.0], "m", {}, None, None, {"total_ms": 9.0, "queue_ms": 1.0}),
+        PartScores([2.0], "m", {}, None, None, {"total_ms": 5.0, "queue_ms": 4.0}),
+        PartScores([3.0], "m", {}, None),
+    ]
+    merged = merge_scores(parts, model="m", query_id=None, shown_ids=["a", "b", "c"])
+    assert merged["timing"] == {"total_ms": 9.0, "queue_ms": 4.0}
 
 
 def test_equal_scores_keep_the_items_order() -> None:

@@ -1,0 +1,1 @@
+"""`sie serve`: the SIE protocol, and what other clients speak, over the in-process engine."""

@@ -1,0 +1,98 @@
+"""`create_app`: the routes, what stands before them, and the models' life with the server's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sie_core.local import LocalClient
+from sie_core.server import native
+from sie_core.server.failures import respond
+from sie_core.server.record import record_of
+from sie_core.server.service import Service
+from sie_core.server.settings import ServerSettings
+
+_logger = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(
+    settings: ServerSettings,
+    client: LocalClient | None = None,
+    *,
+    on_failed_start: Callable[[Exception], None] | None = None,
+) -> Starlette:
+    """Make the ASGI app.
+
+    Args:
+        settings: Which models, and the limits.
+        client: The engine; it is closed with the app. None makes one of defaults.
+        on_failed_start: Called where a model that is to be there from the start cannot be loaded.
+    """
+    engine = client or LocalClient(max_queued_tokens=settings.max_queued_tokens)
+    service = Service(settings, engine)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        preloading = service.start(on_failed_start)
+        try:
+            yield
+        finally:
+            preloading.cancel()
+            await service.close()
+
+    app = Starlette(
+        routes=_routes(),
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _plain},
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+def _routes() -> list[Route]:
+    return [
+        route("/v1/score/{model:path}", native.score, "POST"),
+        route("/v1/encode/{model:path}", native.encode, "POST"),
+        route("/v1/models", native.models, "GET"),
+        route("/v1/models/{model:path}/reload", native.reload, "POST"),
+        route("/v1/models/{model:path}", native.model, "GET"),
+        route("/healthz", native.alive, "GET"),
+        route("/livez", native.alive, "GET"),
+        route("/readyz", native.ready, "GET"),
+    ]
+
+
+def route(path: str, handler: Handler, method: str) -> Route:
+    """Make a route whose failures are written as its clients read them."""
+    pattern = path.replace(":path", "")
+
+    async def answer(request: Request) -> Response:
+        record_of(request.scope).route = pattern
+        try:
+            return await handler(request)
+        except Exception as exc:  # noqa: BLE001  whatever it is, the caller gets a reply
+            return respond(request, exc)
+
+    return Route(path, answer, methods=[method])
+
+
+async def _plain(_: Request, error: Exception) -> Response:
+    """Answer what no route is there for, as sie-server does."""
+    assert isinstance(error, HTTPException)  # noqa: S101  it is registered for those alone
+    return Response(
+        msgspec.json.encode({"detail": error.detail}),
+        error.status_code,
+        error.headers,
+        media_type="application/json",
+    )

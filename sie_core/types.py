@@ -105,7 +105,8 @@ class SparseVector(TypedDict):
 class EncodeResult(TypedDict, total=False):
     """Embeddings of one item: `dense` is [dims], `multivector` is [num_tokens, token_dims].
 
-    `timing` is that of the call, or of the request to a server, which the item was in.
+    `timing` and `usage` are those of the call, or of the request to a server, which the item was
+    in; servers do not always tell.
     """
 
     id: str
@@ -113,6 +114,7 @@ class EncodeResult(TypedDict, total=False):
     multivector: np.ndarray[Any, np.dtype[Any]]
     sparse: SparseVector
     timing: Timing
+    usage: Usage
 
 
 class ScoringClient(Protocol):

@@ -103,7 +103,7 @@ def serve(
     del debug
     try:
         from sie_core.local import LocalClient
-        from sie_core.server.run import serve as run
+        from sie_core.server.run import Server
         from sie_core.server.settings import ModelSettings, ServerSettings, read_settings
     except ImportError as exc:
         msg = (
@@ -148,11 +148,9 @@ def serve(
         max_loaded_models=max_loaded_models,
         cache_dir=cache_dir,
     )
-    run(settings, host=host, port=port, client=client, on_listening=_announce)
-
-
-def _announce(url: str) -> None:
-    typer.echo(f"sie serves at {url}", err=True)
+    server = Server(settings, host=host, port=port, client=client)
+    typer.echo(f"sie serves at {server.url}", err=True)
+    server.run()
 
 
 def _named(text: str, *, preload: bool) -> ModelSettings:

@@ -68,6 +68,7 @@ def to_encode_results(
     for item, result in zip(request.items, results, strict=True):
         if (item_id := item.get("id")) is not None:
             result["id"] = item_id
+        result["usage"] = _usage(job)
     return results
 
 

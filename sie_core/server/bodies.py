@@ -29,7 +29,7 @@ class ItemBody(msgspec.Struct, kw_only=True):
 
     id: str | None = None
     text: str | None = None
-    metadata: msgspec.Raw | None = None
+    metadata: msgspec.Raw = msgspec.Raw()
 
 
 class ScoreBody(msgspec.Struct, kw_only=True):
@@ -147,8 +147,8 @@ def to_item(body: ItemBody, name: str, *, max_item_bytes: int) -> Item:
         msg = f"{name} has no text; servers score and encode texts"
         raise InvalidRequestError(msg)
     # A character is at most four bytes: most texts need no counting.
-    if 4 * len(text) + len(body.metadata or b"") > max_item_bytes:
-        num_bytes = len(text.encode()) + len(body.metadata or b"")
+    if 4 * len(text) + memoryview(body.metadata).nbytes > max_item_bytes:
+        num_bytes = len(text.encode()) + memoryview(body.metadata).nbytes
         if num_bytes > max_item_bytes:
             msg = (
                 f"{name} holds {num_bytes} bytes of text and metadata, but at most "

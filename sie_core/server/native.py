@@ -106,11 +106,13 @@ async def encode(request: Request) -> Response:
             options=parameters.options,
         )
     record = record_of(request.scope)
-    content_map: dict[str, Any] = {
+    answer = {
         "model": record.model,
         "items": [_embedding(result) for result in results],
+        "timing": record.timing,
+        "usage": record.usage,
     }
-    return reply(request, content_map, timing_headers(record.timing))
+    return reply(request, answer, timing_headers(record.timing))
 
 
 async def models(request: Request) -> Response:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from sie_core.errors import QueueFullError
+from sie_core.errors import QueueFullError, SIEError, UnsupportedModelError
 from sie_core.local import LocalAsyncClient, LocalClient
 from sie_core.local.requests import ENCODE_OPTIONS, SCORE_OPTIONS
 from sie_core.server.admission import Door
@@ -106,9 +106,7 @@ class Service:
             ),
         )
         result["model"] = shelved.name
-        record = record_of(request.scope)
-        record.usage = cast("Mapping[str, Any]", result.get("usage", {}))
-        record.timing = cast("Mapping[str, Any]", result.get("timing", {}))
+        _note(request, result)
         return result
 
     async def encode(
@@ -145,6 +143,7 @@ class Service:
                 timeout_seconds=self.settings.request_timeout_seconds,
             ),
         )
+        _note(request, results[0] if results else {})
         return results
 
     def _find(self, request: Request, model: str, items: Sequence[Item]) -> Shelved:
@@ -181,6 +180,12 @@ class Service:
             return computing.result()
         except QueueFullError as exc:
             raise RefusedError(self._queue_full(shelved, exc)) from exc
+        except UnsupportedModelError as exc:  # for what was asked of it: it is loaded
+            message = shelved.public(str(exc))
+            raise RefusedError(Failure(status=400, code="INVALID_INPUT", message=message)) from exc
+        except SIEError as exc:
+            exc.args = (shelved.public(str(exc)),)
+            raise
         finally:
             computing.cancel()
             leaving.cancel()
@@ -197,3 +202,9 @@ class Service:
         return Failure(
             status=503, code="QUEUE_FULL", message=str(error), retry_after_seconds=seconds
         )
+
+
+def _note(request: Request, result: Mapping[str, Any]) -> None:
+    """Keep what a call consumed, and where its time went, for the log and the metrics."""
+    record = record_of(request.scope)
+    record.usage, record.timing = result.get("usage", {}), result.get("timing", {})

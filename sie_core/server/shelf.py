@@ -75,6 +75,10 @@ class Shelved:
         """As callers name it."""
         return self.settings.name
 
+    def public(self, message: str) -> str:
+        """Return a message as callers may read it: they need not know this machine's folders."""
+        return message.replace(self.settings.origin, self.name)
+
 
 class Shelf:
     """Find models by name, load them, and say how they stand. All on one event loop.
@@ -208,7 +212,7 @@ class Shelf:
         if shelved.kind is None:
             await asyncio.to_thread(self._look_at, shelved)
         state = self.state(shelved)
-        model = self.loaded(shelved)
+        model, error = self.loaded(shelved), shelved.failure
         outputs = _OUTPUTS[shelved.kind] if shelved.kind is not None else ()
         profiles = ("default", *shelved.settings.profiles)
         return {
@@ -218,7 +222,7 @@ class Shelf:
             "dims": dict(shelved.dims),
             "loaded": state == "loaded",
             "state": state,
-            "last_error": None if shelved.failure is None else failure_of(shelved.failure).message,
+            "last_error": None if error is None else shelved.public(failure_of(error).message),
             "max_sequence_length": shelved.max_length if model is None else model.model.max_length,
             "profiles": {name: {"is_default": name == "default"} for name in profiles},
             "loras": sorted(shelved.settings.loras),
@@ -295,5 +299,5 @@ def _load_failed(shelved: Shelved) -> Failure:
         "attempts": shelved.attempts,
         "permanent": isinstance(error, UnsupportedModelError),
     }
-    message = f"Model {shelved.name!r} failed to load: {error}"
+    message = f"Model {shelved.name!r} failed to load: {shelved.public(str(error))}"
     return Failure(status=502, code="MODEL_LOAD_FAILED", message=message, fields=fields)

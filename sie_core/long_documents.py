@@ -120,7 +120,7 @@ def check_confirmed(options: Mapping[str, Any], reply: Mapping[str, Any]) -> Non
     """
     wanted = options.get("long_documents")
     got = reply.get("long_documents")
-    if wanted in (None, "truncate") or got == wanted or not reply.get("scores"):
+    if wanted in (None, "truncate") or got == wanted or not reply:
         return
     msg = (
         f"long_documents={wanted!r} was asked for, but the backend "

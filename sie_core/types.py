@@ -65,6 +65,14 @@ class Usage(TypedDict, total=False):
     passages: int
 
 
+COUNTS: tuple[Literal["input_tokens", "truncated_items", "passages"], ...] = (
+    "input_tokens",
+    "truncated_items",
+    "passages",
+)
+"""The fields of `Usage`; those of several calls add up."""
+
+
 class Timing(TypedDict, total=False):
     """Where a call's time went, in milliseconds, as measured by who computed it.
 
@@ -84,6 +92,8 @@ class ScoreResult(TypedDict):
     """Scores of one query against its items, best first.
 
     `long_documents` is there where a call asked for it: what was done with long items.
+    `source` names the very weights that gave the scores, where they are known: another name means
+    that scores may differ.
     """
 
     model: str
@@ -93,6 +103,7 @@ class ScoreResult(TypedDict):
     score_space: NotRequired[ScoreSpace]
     long_documents: NotRequired[str]
     timing: NotRequired[Timing]
+    source: NotRequired[str]
 
 
 class SparseVector(TypedDict):

@@ -149,6 +149,7 @@ class CausalReranker:
             list(position_of),
             instruction=request.instruction,
             max_length=max_length,
+            max_document_length=request.max_document_length,
             settings=request.long_documents,
         )
         documents = [position_of[text] for text in texts]

@@ -154,7 +154,11 @@ class PairEncoder:
         position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         query = with_instruction(request.instruction, request.query_text)
         passages = tokenizer.encode_passages(
-            query, list(position_of), max_length, request.long_documents
+            query,
+            list(position_of),
+            max_length,
+            max_document_length=request.max_document_length,
+            settings=request.long_documents,
         )
         documents = [position_of[text] for text in texts]
         refuse_long(request, [passages.is_truncated[i] for i in documents], max_length)

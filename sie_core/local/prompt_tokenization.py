@@ -141,6 +141,7 @@ class PromptTokenizer:
         *,
         instruction: str | None = None,
         max_length: int,
+        max_document_length: int | None = None,
     ) -> list[DecoderSequence]:
         """Make a prompt of the query and each document, of at most `max_length` tokens."""
         return self.encode_passages(
@@ -148,6 +149,7 @@ class PromptTokenizer:
             documents,
             instruction=instruction,
             max_length=max_length,
+            max_document_length=max_document_length,
             settings=LongDocuments(),
         ).sequences
 
@@ -158,11 +160,13 @@ class PromptTokenizer:
         *,
         instruction: str | None,
         max_length: int,
+        max_document_length: int | None = None,
         settings: LongDocuments,
     ) -> Passages[DecoderSequence]:
         """Make a prompt of the query and each document, or of each passage of a long one.
 
-        Only documents that the cache does not have are tokenised, all in one call, with the query.
+        Of a document at most `max_document_length` tokens are kept, where that is given. Only
+        documents that the cache does not have are tokenised, all in one call, with the query.
         Several prompts share what stands before the documents; one has nobody to share it with.
         """
         known = self.cache.get_many(documents)
@@ -173,7 +177,7 @@ class PromptTokenizer:
         coming = iter(new_ids)
         document_ids = [next(coming) if ids is None else ids for ids in known]
         frame = self._frame if not instruction else self._make_frame(instruction)
-        put = self._put_together(frame, query_ids, max_length)
+        put = self._put_together(frame, query_ids, max_length, max_document_length)
         return put.all(self._cut(documents, document_ids, put, settings))
 
     def check_max_length(self, max_length: int, longest: int, instruction: str | None) -> None:
@@ -190,13 +194,21 @@ class PromptTokenizer:
             )
             raise InvalidRequestError(msg)
 
-    def _put_together(self, frame: _Frame, query_ids: Int32s, max_length: int) -> _Prompts:
+    def _put_together(
+        self,
+        frame: _Frame,
+        query_ids: Int32s,
+        max_length: int,
+        max_document_length: int | None,
+    ) -> _Prompts:
         """Join all that stands around a document."""
         room = self._room(frame, max_length)
         share = self.prompt.query_share
         kept = query_ids[: room * share.numerator // share.denominator]
         head = np.concatenate((frame.opening, kept, frame.joint))
         left = max(0, min(room, max_length - len(head) - len(frame.closing)))
+        if max_document_length is not None:
+            left = min(left, max_document_length)
         return _Prompts(head, frame.closing, left, is_query_cut=len(kept) < len(query_ids))
 
     def _cut(

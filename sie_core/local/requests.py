@@ -15,7 +15,13 @@ from sie_core.types import Item, ScoreSpace
 if TYPE_CHECKING:
     from sie_core.local.lora import Adapter
 
-_PLAIN_SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
+_PLAIN_SCORE_OPTIONS = (
+    "max_length",
+    "max_document_length",
+    "score_space",
+    "batch_size",
+    "lora",
+)
 SCORE_OPTIONS = (*_PLAIN_SCORE_OPTIONS, *long_documents.OPTIONS)
 ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
@@ -30,6 +36,7 @@ class ScoreRequest:
         instruction: What the query is to be read by, if anything.
         items: Items with a text or a multivector each.
         max_length: Tokens per sequence; None for the model's own.
+        max_document_length: Tokens of an item's text, by itself; None for as many as fit.
         score_space: What is asked for; None for the model's own.
         batch_size: Sequences per forward pass at most.
         lora: The adapter asked for, a folder or a name; None for the model as it is.
@@ -42,6 +49,7 @@ class ScoreRequest:
     instruction: str | None
     items: Sequence[Item]
     max_length: int | None = None
+    max_document_length: int | None = None
     score_space: ScoreSpace | None = None
     batch_size: int | None = None
     lora: str | None = None
@@ -128,12 +136,19 @@ def check_score_request(
     chosen = _check_options(options or {}, SCORE_OPTIONS)
     for i, item in enumerate(items):
         _check_item(item, f"items[{i}]", may_be_vectors=True)
+    handling = LongDocuments.from_options(chosen)
+    if chosen["max_document_length"] is not None and handling.how in ("max_passage", "error"):
+        msg = (
+            f"max_document_length={chosen['max_document_length']} cuts documents, and "
+            f"long_documents={handling.how!r} is there so that none is cut: give one of them"
+        )
+        raise InvalidRequestError(msg)
     return ScoreRequest(
         model=model,
         query=query,
         instruction=instruction,
         items=items,
-        long_documents=LongDocuments.from_options(chosen),
+        long_documents=handling,
         **{name: chosen[name] for name in _PLAIN_SCORE_OPTIONS},
     )
 
@@ -233,7 +248,6 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> dict[str
     if lora is not None and (not isinstance(lora, str) or not lora.strip()):
         msg = f"lora must be the name or the folder of an adapter, but got {lora!r}"
         raise InvalidRequestError(msg)
-    batch_size = options.get("batch_size")
-    if batch_size is not None:
-        check_top_k(batch_size, name="batch_size")
+    for name in ("batch_size", "max_document_length"):
+        check_top_k(options.get(name), name=name)
     return {name: options.get(name) for name in known}

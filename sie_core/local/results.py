@@ -98,9 +98,10 @@ _warned: set[tuple[str, bool]] = set()
 def _warn_truncated(
     request: ScoreRequest | EncodeRequest, job: Job[Any], num_texts: int, model: Model
 ) -> None:
-    """Say once per model that texts were cut; every result of `score` counts them."""
+    """Say once per model that texts were cut unasked; every result of `score` counts them."""
     has_passages, is_scored = job.num_passages is not None, isinstance(request, ScoreRequest)
-    if not job.num_truncated or (request.model, has_passages) in _warned:
+    is_asked_for = isinstance(request, ScoreRequest) and request.max_document_length is not None
+    if not job.num_truncated or is_asked_for or (request.model, has_passages) in _warned:
         return
     _warned.add((request.model, has_passages))
     max_length = request.max_length or model.max_length

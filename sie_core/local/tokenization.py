@@ -147,15 +147,29 @@ class PairTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def encode_pairs(self, query: str, documents: Sequence[str], max_length: int) -> list[Pair]:
+    def encode_pairs(
+        self,
+        query: str,
+        documents: Sequence[str],
+        max_length: int,
+        *,
+        max_document_length: int | None = None,
+    ) -> list[Pair]:
         """Make a pair of the query and each document, of at most `max_length` tokens.
 
-        Only documents that the cache does not have are tokenised, all in one call, with the query.
+        A document is first cut to `max_document_length`, where that is given. Only documents that
+        the cache does not have are tokenised, all in one call, with the query.
         """
-        return self._pair_each(*self._ids(query, documents), max_length)
+        return self._pair_each(*self._ids(query, documents), max_length, max_document_length)
 
     def encode_passages(
-        self, query: str, documents: Sequence[str], max_length: int, settings: LongDocuments
+        self,
+        query: str,
+        documents: Sequence[str],
+        max_length: int,
+        *,
+        max_document_length: int | None = None,
+        settings: LongDocuments,
     ) -> Passages[Pair]:
         """Make a pair of the query and each document, or of each passage of a long one.
 
@@ -164,7 +178,7 @@ class PairTokenizer:
         """
         query_ids, document_ids = self._ids(query, documents)
         if not settings.has_passages:
-            pairs = self._pair_each(query_ids, document_ids, max_length)
+            pairs = self._pair_each(query_ids, document_ids, max_length, max_document_length)
             return Passages.whole(pairs, [pair.is_truncated for pair in pairs])
         cutter = Cutter(settings=settings, keeps_end=self._truncation_side == "left")
         room = max_length - self.template.num_special
@@ -210,7 +224,11 @@ class PairTokenizer:
         return pair
 
     def _pair_each(
-        self, query_ids: Int32s, all_document_ids: Sequence[Int32s], max_length: int
+        self,
+        query_ids: Int32s,
+        all_document_ids: Sequence[Int32s],
+        max_length: int,
+        max_document_length: int | None = None,
     ) -> list[Pair]:
         """Join a query and each document; what stands before a document is joined once."""
         template, pairs = self.template, []
@@ -219,7 +237,9 @@ class PairTokenizer:
         for document_ids in all_document_ids:
             first, second = whole, document_ids
             num_query, num_document = len(query_ids), len(document_ids)
-            is_truncated = num_query + num_document > room
+            if max_document_length is not None:
+                num_document = min(num_document, max_document_length)
+            is_truncated = num_document < len(document_ids) or num_query + num_document > room
             if is_truncated:
                 num_query, num_document = truncate_longest_first(num_query, num_document, room)
                 second = self._cut(document_ids, num_document)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, Final, Literal, NotRequired, TypedDict, cast, get_args
+from typing import Any, Final, NotRequired, TypedDict, cast, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -20,6 +20,7 @@ from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidRespo
 from sie_core.ranking import match_scores
 from sie_core.remote.codec import BodyFormat, decode, encode, to_array
 from sie_core.types import (
+    COUNTS,
     EncodeResult,
     Item,
     ScoreEntry,
@@ -702,7 +703,7 @@ def _read_usage(content: Mapping[str, Any]) -> Usage:
     """Keep the counts that are counts: a wrong one must not spoil a right answer."""
     usage = Usage()
     given = content.get("usage")
-    for name in _COUNTS:
+    for name in COUNTS:
         count = given.get(name) if isinstance(given, dict) else None
         if type(count) is int and count >= 0:
             usage[name] = count
@@ -757,14 +758,7 @@ def _slowest(timings: Sequence[Timing]) -> Timing:
 def _add_usage(usages: Sequence[Usage]) -> Usage:
     total = Usage()
     for usage in usages:
-        for name in _COUNTS:
+        for name in COUNTS:
             if name in usage:
                 total[name] = total.get(name, 0) + usage[name]
     return total
-
-
-_COUNTS: Final[tuple[Literal["input_tokens", "truncated_items", "passages"], ...]] = (
-    "input_tokens",
-    "truncated_items",
-    "passages",
-)

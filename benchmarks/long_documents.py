@@ -49,7 +49,11 @@ _FACTS = (
     ("How many people live on {name} island?", "{number} people live on {name} island."),
     ("What does the {name} engine weigh?", "The {name} engine weighs {number} kilograms."),
 )
-_SYLLABLES = ("bal", "dor", "fen", "gri", "kel", "lum", "mar", "nov", "pra", "quil", "ros", "tev")
+_NAMES = (
+    "Ashford", "Brindle", "Calder", "Dunmore", "Elstow", "Farrow", "Glenham", "Hartley",
+    "Inverley", "Kingsmead", "Lochside", "Marwick", "Norbury", "Oakhurst", "Pembrey", "Redcliff",
+    "Silverdale", "Thornton", "Underhill", "Westmoor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +114,9 @@ def make_case(
 ) -> Case:
     """Make the case of a number: the same one in every run."""
     rng = random.Random(f"long documents {number}")
-    names = [
-        "".join(rng.sample(_SYLLABLES, 3)).capitalize() + str(position)
-        for position in range(num_documents)
-    ]
-    facts = rng.choices(_FACTS, k=num_documents)
+    names = rng.sample(_NAMES, num_documents)
+    kinds = rng.sample(_FACTS, len(_FACTS))
+    facts = [kinds[position % len(kinds)] for position in range(num_documents)]
     right = rng.randrange(num_documents)
     hidden = [
         haystack.hide(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sie_core import long_documents
@@ -50,6 +50,12 @@ class Stage:
             return min(self.keep, num_candidates)
         return math.ceil(self.keep * num_candidates)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it in a plain form, which `to_stages` reads; what is not set is left out."""
+        more = {"instruction": self.instruction, "options": dict(self.options) or None}
+        set_too = {name: it for name, it in more.items() if it is not None}
+        return {"model": self.model, "keep": self.keep, **set_too}
+
     def arguments(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of its calls, where those of the reranker's own model are `shared`.
 
@@ -69,7 +75,7 @@ class Stage:
 
 
 def to_stages(given: object) -> tuple[Stage, ...]:
-    """Return the stages of a `cascade` argument: `Stage` objects or pairs `(model, keep)`.
+    """Return the stages of a `cascade` argument: `Stage` objects, pairs `(model, keep)`, or maps.
 
     Raises:
         InvalidRequestError: It is something else.
@@ -82,9 +88,14 @@ def to_stages(given: object) -> tuple[Stage, ...]:
     return tuple(_to_stage(one) for one in given)
 
 
+_FIELDS = {one.name for one in fields(Stage)}
+
+
 def _to_stage(given: object) -> Stage:
     if isinstance(given, Stage):
         return given
+    if isinstance(given, Mapping) and {"model", "keep"} <= given.keys() <= _FIELDS:
+        return Stage(**given)
     if isinstance(given, Sequence) and not isinstance(given, str):
         try:
             model, keep = given

@@ -24,7 +24,10 @@ MODEL_SCORE_KEY = "model_score"
 BEST_PASSAGE_KEY = "best_passage"
 """Where it has `[start, end]`, in characters, of the passage by which a long document is scored."""
 
-STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY, BEST_PASSAGE_KEY}
+STAGE_SCORES_KEY = "stage_scores"
+"""Where a document's metadata has what the stages of a cascade gave, in their order."""
+
+STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY, BEST_PASSAGE_KEY, STAGE_SCORES_KEY}
 """What an earlier stage may have written into metadata, and speaks of that stage only."""
 
 _MAX_NAMED_IDS = 3

@@ -98,7 +98,8 @@ class Reranker(ClientHolder):
             does not say that it did so is refused. None means `truncate`.
         passage_overlap: Tokens that neighbouring passages share; None means 64.
         max_passages: Passages of one document at most; None means 32.
-        revision: In-process: branch, tag or commit of the model on the hub.
+        revision: In-process: branch, tag or commit of the model on the hub, and of those in
+            `cascade`.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
 
@@ -127,8 +128,8 @@ class Reranker(ClientHolder):
         fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
         max_latency_ms: float | None = None,
-        score_cache: ScoreCache | int | None = None,
-        cascade: Sequence[Stage | tuple[str, float]] | None = None,
+        score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
         stop_when_stable: int | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
@@ -154,9 +155,6 @@ class Reranker(ClientHolder):
         check_text(lora=lora)
         check_timeout_seconds(max_latency_ms, name="max_latency_ms")
         check_top_k(stop_when_stable, name="stop_when_stable")
-        if cascade and revision is not None:
-            msg = "revision cannot be combined with cascade: name models by folders instead"
-            raise InvalidRequestError(msg)
         super().__init__(
             model,
             base_url=base_url,

@@ -15,6 +15,7 @@ from sie_core.remote import codec, wire
 from sie_core.remote.plan import Plan, Terms, attempts
 from sie_core.remote.wire import Batch, Health, Ids, Part, PartScores, Request
 from sie_core.settings import RemoteSettings
+from sie_core.telemetry import otel
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -215,7 +216,9 @@ class Endpoint:
 
     def _headers(self, arguments: CallArguments) -> dict[str, str]:
         gpu = self.gpu if arguments.gpu is None else arguments.gpu
-        return wire.body_headers(self.body_format) | wire.routing_headers(gpu, self.pool)
+        headers = wire.body_headers(self.body_format) | wire.routing_headers(gpu, self.pool)
+        otel.inject(headers)  # so that the server's spans belong to the caller's
+        return headers
 
     def _encode_params(
         self,

@@ -1,52 +1,28 @@
 """`Reranker`: the one object that all three framework components hold.
 
-It turns texts into items, asks a client for scores, and turns the reply into a `Ranking`. What is
-pure stands in `_prepare` and `_to_ranking`; `rerank` and `arerank` differ only in how they call.
-Whose client that is, and its life, is in `ClientHolder`.
+It checks a call's arguments and lets a plan be run (`sie_core.rerank_plan`), which says what is
+asked and makes a `Ranking` of the replies; `rerank` and `arerank` differ only in how it is run.
+Whose client is asked, and its life, is in `ClientHolder`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sie_core.calibration import Calibration
 from sie_core.client_holder import ClientHolder, check_text
-from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
-from sie_core.fusion import check_retrieval_weight, fuse_scores
-from sie_core.ranking import (
-    Ranking,
-    check_score_space,
-    check_score_threshold,
-    check_top_k,
-    match_scores,
-    rank,
-)
+from sie_core.fusion import check_retrieval_weight
+from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
+from sie_core.rerank_plan import RerankCall, rerank_plan
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient, Usage
+from sie_core.steps import arun, run
+from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
 """`local`, `retrieval_order`, a server's address, or a client."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    """One checked call: what is sent, and how the reply becomes a ranking."""
-
-    query: Item
-    items: list[Item]
-    indices: list[int]
-    num_documents: int
-    arguments: dict[str, Any]
-    top_k: int | None
-    score_threshold: float | None
-    calibration: Calibration | None
-    retrieval_weight: float | None
-    retrieval_scores: Sequence[float]
 
 
 class Reranker(ClientHolder):
@@ -203,7 +179,7 @@ class Reranker(ClientHolder):
             InvalidRequestError: An argument is wrong.
             SIEError: The model could not be had, loaded or run, or time ran out.
         """
-        call = self._prepare(
+        call = self._call(
             query,
             documents,
             top_k=top_k,
@@ -213,12 +189,7 @@ class Reranker(ClientHolder):
             retrieval_scores=retrieval_scores,
             retrieval_weight=fuse_retrieval_score,
         )
-        if not call.items:
-            return self._to_ranking(call, None)
-        reply = self._open(is_async=False).score(
-            self.model, call.query, call.items, **call.arguments
-        )
-        return self._to_ranking(call, reply)
+        return run(rerank_plan(call), lambda: self._open(is_async=False))
 
     async def arerank(
         self,
@@ -233,7 +204,7 @@ class Reranker(ClientHolder):
         fuse_retrieval_score: float | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
-        call = self._prepare(
+        call = self._call(
             query,
             documents,
             top_k=top_k,
@@ -243,11 +214,7 @@ class Reranker(ClientHolder):
             retrieval_scores=retrieval_scores,
             retrieval_weight=fuse_retrieval_score,
         )
-        if not call.items:
-            return self._to_ranking(call, None)
-        score = self._open(is_async=True).score
-        reply = await score(self.model, call.query, call.items, **call.arguments)
-        return self._to_ranking(call, reply)
+        return await arun(rerank_plan(call), lambda: self._open(is_async=True))
 
     @property
     def circuit_states(self) -> dict[str, str]:
@@ -298,7 +265,7 @@ class Reranker(ClientHolder):
         # Whoever moves from a server to this process by leaving out base_url may leave this as is.
         return [self._backend(other) for other in others if not (self.is_local and other == LOCAL)]
 
-    def _prepare(
+    def _call(
         self,
         query: str,
         documents: Sequence[str | None],
@@ -309,37 +276,32 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None,
         retrieval_scores: Sequence[float | None] | None,
         retrieval_weight: float | None,
-    ) -> _Call:
-        """Check one call's arguments and choose what is sent: blank documents are not."""
+    ) -> RerankCall:
+        """Check one call's arguments; what it leaves out is the constructor's."""
         check_top_k(top_k)
         check_score_threshold(score_threshold)
         check_score_space(score_space, spaces=RerankSpace)
         check_text(instruction=instruction)
-        _check_documents(documents)
-        indices = [i for i, text in enumerate(documents) if text is not None and text.strip()]
-        if documents:
-            _check_query(query)
         check_retrieval_weight(retrieval_weight)
-        weight = self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
         space: RerankSpace | None = score_space or self.score_space
         calibration = self._find_calibration() if space == "calibrated" else None
         if calibration is not None:
             space = calibration.score_space
-        return _Call(
-            query=Item(text=query),
-            items=[Item(id=str(i), text=documents[i] or "") for i in indices],
-            indices=indices,
-            num_documents=len(documents),
+        return RerankCall(
+            model=self.model,
+            backend=self.base_url or LOCAL,
+            query=query,
+            documents=documents,
             arguments=self._arguments(
                 instruction or self.instruction, score_space=space, lora=self.lora
             ),
             top_k=self.top_k if top_k is None else top_k,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
             calibration=calibration,
-            retrieval_weight=weight,
-            retrieval_scores=()
-            if weight is None
-            else _check_retrieval_scores(retrieval_scores, indices, len(documents)),
+            retrieval_weight=(
+                self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
+            ),
+            retrieval_scores=retrieval_scores,
         )
 
     def _find_calibration(self) -> Calibration:
@@ -353,97 +315,6 @@ class Reranker(ClientHolder):
             )
         return self._calibration
 
-    def _to_ranking(self, call: _Call, reply: Mapping[str, Any] | None) -> Ranking:
-        """Match scores to documents through the ids sent, and order them."""
-        reply = reply or {"scores": []}
-        is_degraded = reply.get("status") == "degraded"
-        scores: list[float | None] = [None] * call.num_documents
-        if reply["scores"] or not is_degraded:  # retrieval order comes without scores
-            found = match_scores(reply["scores"], [str(i) for i in call.indices])
-            for index, score in zip(call.indices, found, strict=True):
-                scores[index] = score
-            self._check_score_space(call, reply)
-        space: RerankSpace | None = reply.get("score_space")
-        shown, order_by = scores, scores
-        if call.calibration is not None and space == call.calibration.score_space:
-            probability = call.calibration.probability
-            shown = [None if score is None else probability(score) for score in scores]
-            space = "calibrated"
-        if call.retrieval_weight is not None:
-            order_by = _fused(shown, call, call.retrieval_weight)
-        entries = rank(
-            shown,
-            order_by=order_by,
-            top_k=call.top_k,
-            # Another model's scores are not measured against the threshold of this one's.
-            score_threshold=None if is_degraded else call.score_threshold,
-        )
-        if call.retrieval_weight is not None:
-            entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
-        if order_by is not scores or shown is not scores:
-            entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
-        return Ranking(
-            entries=entries,
-            model=self.model,
-            status="degraded" if is_degraded else "complete",
-            served_by=reply.get("served_by") or self.base_url or LOCAL,
-            reason=reply.get("reason"),
-            score_space=space,
-            usage=reply.get("usage") or Usage(),
-        )
-
-    def _check_score_space(self, call: _Call, reply: Mapping[str, Any]) -> None:
-        wanted = call.arguments.get("options", {}).get("score_space")
-        got = reply.get("score_space")
-        if call.items and wanted is not None and got != wanted:
-            msg = (
-                f"score_space={wanted!r} was asked for, but the backend gave "
-                f"{got or 'scores without saying which they are'}; leave score_space out to take "
-                "them as they are"
-            )
-            raise InvalidRequestError(msg)
-
-
-def _fused(scores: Sequence[float | None], call: _Call, weight: float) -> list[float | None]:
-    """Mix the model's scores with the retrieval scores; what has no score gets none."""
-    fused: list[float | None] = [None] * len(scores)
-    model_scores = [scores[index] for index in call.indices]
-    known = [score for score in model_scores if score is not None]
-    if len(known) != len(model_scores):  # retrieval order: there is nothing to mix
-        return fused
-    mixed = fuse_scores(known, call.retrieval_scores, retrieval_weight=weight)
-    for index, score in zip(call.indices, mixed, strict=True):
-        fused[index] = score
-    return fused
-
-
-def _check_retrieval_scores(
-    scores: Sequence[float | None] | None, indices: Sequence[int], num_documents: int
-) -> list[float]:
-    """Return the retrieval scores of the documents that are sent.
-
-    Raises:
-        InvalidRequestError: One is missing, or no finite number.
-    """
-    if scores is None or len(scores) != num_documents:
-        got = "none" if scores is None else f"{len(scores)}"
-        msg = (
-            f"fuse_retrieval_score needs a retrieval score for each of {num_documents} documents, "
-            f"but got {got}; leave it None to order by the reranker alone"
-        )
-        raise InvalidRequestError(msg)
-    found: list[float] = []
-    for index in indices:
-        score = scores[index]
-        if score is None or not math.isfinite(score):
-            msg = (
-                f"fuse_retrieval_score needs every document's retrieval score, but document "
-                f"{index} has {score!r}; leave it None to order by the reranker alone"
-            )
-            raise InvalidRequestError(msg)
-        found.append(float(score))
-    return found
-
 
 def _without_secrets(fallback: Any) -> Any:
     if isinstance(fallback, Backend):
@@ -454,19 +325,3 @@ def _without_secrets(fallback: Any) -> Any:
 
 
 _CHAINS = (FallbackClient, AsyncFallbackClient)
-
-
-def _check_query(query: object) -> None:
-    if not isinstance(query, str) or not query.strip():
-        msg = f"query must be a string with text in it, but got {query!r}"
-        raise InvalidRequestError(msg)
-
-
-def _check_documents(documents: object) -> None:
-    if isinstance(documents, str) or not isinstance(documents, Sequence):
-        msg = f"documents must be a list of strings, but got {type(documents).__name__}"
-        raise InvalidRequestError(msg)
-    for index, text in enumerate(documents):
-        if text is not None and not isinstance(text, str):
-            msg = f"documents[{index}] must be a string or None, but got {type(text).__name__}"
-            raise InvalidRequestError(msg)

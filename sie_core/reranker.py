@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sie_core.calibration import Calibration
 from sie_core.client_holder import ClientHolder, check_text
+from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
 from sie_core.fusion import check_retrieval_weight
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
 from sie_core.rerank_plan import RerankCall, rerank_plan
+from sie_core.rerank_watch import OnRerank, RerankWatch
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.steps import arun, run
+from sie_core.steps import Plan, arun, run
+from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
@@ -73,6 +76,11 @@ class Reranker(ClientHolder):
         revision: In-process: branch, tag or commit of the model on the hub.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
+        on_rerank: Told of each call that has ended, by a `RerankEvent`, in the thread that made it.
+            What it raises is logged once and fails no call. Copies call it too; pickles leave it
+            behind.
+        trace_content: Whether queries and documents are written on OpenTelemetry's spans, if the
+            program traces; None means `SIE_TRACE_CONTENT`, else no.
 
     Raises:
         InvalidRequestError: An argument is wrong, or two exclude each other.
@@ -111,12 +119,19 @@ class Reranker(ClientHolder):
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
+        on_rerank: OnRerank | None = None,
+        trace_content: bool | None = None,
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
         check_score_space(score_space, spaces=RerankSpace)
         check_retrieval_weight(fuse_retrieval_score)
         check_text(lora=lora)
+        if on_rerank is not None and not callable(on_rerank):
+            msg = f"on_rerank must be a function that takes an event, but got {on_rerank!r}"
+            raise InvalidRequestError(msg)
+        self.on_rerank = on_rerank
+        self.trace_content = trace_content
         super().__init__(
             model,
             base_url=base_url,
@@ -189,7 +204,7 @@ class Reranker(ClientHolder):
             retrieval_scores=retrieval_scores,
             retrieval_weight=fuse_retrieval_score,
         )
-        return run(rerank_plan(call), lambda: self._open(is_async=False))
+        return run(self._plan(call), lambda: self._open(is_async=False))
 
     async def arerank(
         self,
@@ -214,7 +229,11 @@ class Reranker(ClientHolder):
             retrieval_scores=retrieval_scores,
             retrieval_weight=fuse_retrieval_score,
         )
-        return await arun(rerank_plan(call), lambda: self._open(is_async=True))
+        return await arun(self._plan(call), lambda: self._open(is_async=True))
+
+    def stats(self) -> RerankStats:
+        """Count what this reranker's calls came to since it was made; copies count anew."""
+        return self._watch.stats(engine=self._scheduler_stats())
 
     @property
     def circuit_states(self) -> dict[str, str]:
@@ -233,7 +252,25 @@ class Reranker(ClientHolder):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out secrets, and what belongs to this process."""
-        return super().__getstate__() | {"fallback": _without_secrets(self.fallback)}
+        state = super().__getstate__() | {"fallback": _without_secrets(self.fallback)}
+        return state | {"on_rerank": None}  # a function need not be one that can be pickled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """See `ClientHolder.__deepcopy__`; the hook is shared, as it stays the caller's."""
+        memo[id(self.on_rerank)] = self.on_rerank
+        return super().__deepcopy__(memo)
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._watch = RerankWatch()
+
+    def _scheduler_stats(self) -> Any | None:
+        """Return what the scheduler of the model in this process counts, if there is one."""
+        for client in self._opened.values():
+            read = getattr(client, "scheduler_stats", None)
+            if read is not None and (stats := read(self.model)) is not None:
+                return stats
+        return None
 
     def _shown(self) -> str:
         return f", top_k={self.top_k}"
@@ -302,6 +339,11 @@ class Reranker(ClientHolder):
                 self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
             ),
             retrieval_scores=retrieval_scores,
+        )
+
+    def _plan(self, call: RerankCall) -> Plan[Ranking]:
+        return self._watch.over(
+            rerank_plan(call), call, on_rerank=self.on_rerank, trace_content=self.trace_content
         )
 
     def _find_calibration(self) -> Calibration:

@@ -37,14 +37,12 @@ class EmbeddingSpan:
         self._num_texts = num_texts
         self._begun_at = time.perf_counter()
         self._span = Span.start(f"embed {model}")
-        self._has_content = self._span.is_recording and shows_content(trace_content)
         self._within: AbstractContextManager[None] = within(self._span.context)
+        self._has_content = self._span.is_recording and shows_content(trace_content)
         if self._span.is_recording:
             with harmless():
                 self._span.set(embedding_attributes(model, arguments, num_texts))
-        if self._has_content:
-            with harmless():
-                self._span.set(embedding_input(texts()))
+                self._span.set(embedding_input(texts() if self._has_content else ()))
 
     def __enter__(self) -> Self:
         self._within.__enter__()
@@ -61,10 +59,12 @@ class EmbeddingSpan:
         trace: TracebackType | None,
     ) -> None:
         self._within.__exit__(kind, error, trace)
-        error_type = None if kind is None else kind.__name__
-        self._span.set({"sie.status": "complete" if error_type is None else "failed"})
+        is_failure = kind is not None and issubclass(kind, Exception)
+        error_type = kind.__name__ if kind is not None and is_failure else None
+        status = "complete" if kind is None else "failed" if is_failure else "cancelled"
+        self._span.set({"sie.status": status})
         if error_type is not None:
             self._span.fail(error_type, error if self._has_content else None)
         self._span.end()
         seconds = time.perf_counter() - self._begun_at
-        record_embedding(self._model, self._num_texts, seconds, error_type)
+        record_embedding(self._model, status, error_type, self._num_texts, seconds)

@@ -47,11 +47,11 @@ class Instruments:
         self._num_truncated = meter.create_counter(
             "sie.rerank.truncated", "{document}", "Documents that lost their end"
         )
-        self._num_cache_hits = meter.create_counter(
-            "sie.rerank.cache.hits", "{document}", "Documents whose scores were known"
+        self._num_scored = meter.create_counter(
+            "sie.rerank.scored", "{document}", "Documents that were given a score"
         )
-        self._num_cache_misses = meter.create_counter(
-            "sie.rerank.cache.misses", "{document}", "Documents whose scores were not known"
+        self._num_cached = meter.create_counter(
+            "sie.rerank.cached", "{document}", "Those of them whose score was known already"
         )
         self._embed_duration = _times(meter, "sie.embed.duration", "Embedding calls")
         self._num_texts = meter.create_counter(
@@ -75,17 +75,17 @@ class Instruments:
         self._num_tokens.add(event.num_input_tokens, model)
         if event.num_truncated:
             self._num_truncated.add(event.num_truncated, model)
-        if event.num_cache_hits or event.num_cache_misses:
-            self._num_cache_hits.add(event.num_cache_hits, model)
-            self._num_cache_misses.add(event.num_cache_misses, model)
+        self._num_scored.add(event.num_scored, model)
+        if event.num_cached:
+            self._num_cached.add(event.num_cached, model)
         if "queue_ms" in event.timing:
             self._queue_duration.record(event.timing["queue_ms"] / 1e3, model)
 
     def record_embedding(
-        self, model: str, num_texts: int, seconds: float, error_type: str | None
+        self, model: str, status: str, error_type: str | None, num_texts: int, seconds: float
     ) -> None:
         """Count one embedding call."""
-        outcome = {"sie.model": model, "sie.status": "failed" if error_type else "complete"}
+        outcome = {"sie.model": model, "sie.status": status}
         if error_type is not None:
             outcome["error.type"] = error_type
         self._embed_duration.record(seconds, outcome)
@@ -107,13 +107,15 @@ def record_rerank(event: RerankEvent) -> None:
                 instruments.record_rerank(event)
 
 
-def record_embedding(model: str, num_texts: int, seconds: float, error_type: str | None) -> None:
+def record_embedding(
+    model: str, status: str, error_type: str | None, num_texts: int, seconds: float
+) -> None:
     """Count one embedding call, where anyone counts."""
     if otel.has_metrics():
         with otel.harmless():
             instruments = _find()
             if instruments is not None:
-                instruments.record_embedding(model, num_texts, seconds, error_type)
+                instruments.record_embedding(model, status, error_type, num_texts, seconds)
 
 
 def _find() -> Instruments | None:

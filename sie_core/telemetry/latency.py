@@ -59,6 +59,6 @@ class LatencyHistogram:
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen >= wanted:
-                middle = _GROWTH ** (bucket - 0.5)
+                middle = math.pow(_GROWTH, bucket - 0.5)
                 return 1e3 * min(middle, self._longest_seconds)
         return 1e3 * self._longest_seconds

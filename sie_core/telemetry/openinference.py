@@ -65,8 +65,8 @@ def outcome_attributes(event: RerankEvent) -> dict[str, Any]:
         "sie.num_ranked": event.num_ranked,
         "sie.num_input_tokens": event.num_input_tokens,
         "sie.num_truncated": event.num_truncated,
-        "sie.num_cache_hits": event.num_cache_hits,
-        "sie.num_cache_misses": event.num_cache_misses,
+        "sie.num_scored": event.num_scored,
+        "sie.num_cached": event.num_cached,
         **timing_attributes(event.timing),
     }
 

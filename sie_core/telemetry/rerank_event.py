@@ -23,13 +23,14 @@ class RerankEvent:
         num_ranked: Candidates in the ranking.
         num_input_tokens: Tokens consumed, as far as the backend tells.
         num_truncated: Candidates that lost their end, as far as the backend tells.
-        num_cache_hits: Candidates whose scores were known already.
-        num_cache_misses: Candidates whose scores were looked for and not found.
+        num_scored: Candidates that have a score of the model.
+        num_cached: Those of them whose scores were known already.
         served_by: Who answered: `local`, or a server's address; None where nobody did.
         reason: Why backends before that one did not, or why the answer is not a whole one. It may
             quote what they were sent.
         error: What the call raised.
-        timing: Where the time went in whoever scored; of several requests, their sum.
+        timing: Where the time went in whoever scored; of several requests one after the other,
+            their sum; of those side by side, the longest.
     """
 
     model: str
@@ -39,8 +40,8 @@ class RerankEvent:
     num_ranked: int = 0
     num_input_tokens: int = 0
     num_truncated: int = 0
-    num_cache_hits: int = 0
-    num_cache_misses: int = 0
+    num_scored: int = 0
+    num_cached: int = 0
     served_by: str | None = None
     reason: str | None = None
     error: BaseException | None = None

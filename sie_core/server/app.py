@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,6 +20,7 @@ from sie_core.server.failures import respond
 from sie_core.server.record import record_of
 from sie_core.server.service import Service
 from sie_core.server.settings import ServerSettings
+from sie_core.server.tracing import TraceRequests
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ def create_app(
 
     app = Starlette(
         routes=_routes(),
+        middleware=[Middleware(TraceRequests)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _plain},
     )

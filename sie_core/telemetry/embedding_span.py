@@ -22,6 +22,8 @@ class EmbeddingSpan:
         texts: Returns them; asked only where they are shown.
         num_texts: How many they are.
         trace_content: Whether texts are written on it; None: SIE_TRACE_CONTENT.
+        cancelled_by: What is raised where nobody waits for the answer any more; as are exceptions
+            that are no `Exception`, such as asyncio's.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class EmbeddingSpan:
         *,
         num_texts: int,
         trace_content: bool | None = None,
+        cancelled_by: type[Exception] | None = None,
     ) -> None:
+        self._cancelled_by = cancelled_by
         self._model = model
         self._num_texts = num_texts
         self._begun_at = time.perf_counter()
@@ -59,9 +63,11 @@ class EmbeddingSpan:
         trace: TracebackType | None,
     ) -> None:
         self._within.__exit__(kind, error, trace)
-        is_failure = kind is not None and issubclass(kind, Exception)
-        error_type = kind.__name__ if kind is not None and is_failure else None
-        status = "complete" if kind is None else "failed" if is_failure else "cancelled"
+        is_failure = isinstance(error, Exception)
+        if self._cancelled_by is not None and isinstance(error, self._cancelled_by):
+            is_failure = False
+        error_type = type(error).__name__ if is_failure else None
+        status = "complete" if error is None else "failed" if is_failure else "cancelled"
         self._span.set({"sie.status": status})
         if error_type is not None:
             self._span.fail(error_type, error if self._has_content else None)

@@ -102,7 +102,7 @@ def record_rerank(event: RerankEvent) -> None:
     """Count one rerank call, where anyone counts."""
     if otel.has_metrics():
         with otel.harmless():
-            instruments = _find()
+            instruments = find_instruments()
             if instruments is not None:
                 instruments.record_rerank(event)
 
@@ -113,12 +113,13 @@ def record_embedding(
     """Count one embedding call, where anyone counts."""
     if otel.has_metrics():
         with otel.harmless():
-            instruments = _find()
+            instruments = find_instruments()
             if instruments is not None:
                 instruments.record_embedding(model, status, error_type, num_texts, seconds)
 
 
-def _find() -> Instruments | None:
+def find_instruments() -> Instruments | None:
+    """Return the instruments, made at the first time of asking; None without OpenTelemetry."""
     meter = otel.find_meter()
     if meter is None:
         return None

@@ -139,6 +139,8 @@ def _event(
         num_ranked=len(ranking),
         num_input_tokens=ranking.usage.get("input_tokens", 0),
         num_truncated=ranking.usage.get("truncated_items", 0),
+        num_scored=ranking.num_scored,
+        num_cached=ranking.num_cached,
         served_by=ranking.served_by,
         reason=ranking.reason,
         timing=timing,

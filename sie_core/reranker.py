@@ -7,20 +7,27 @@ Whose client is asked, and its life, is in `ClientHolder`.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 from sie_core.calibration import Calibration
+from sie_core.cascade import Stage, to_stages
 from sie_core.client_holder import ClientHolder, check_text
+from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
 from sie_core.fusion import check_retrieval_weight
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
-from sie_core.rerank_plan import RerankCall, rerank_plan
+from sie_core.rerank_plan import CallOverrides, CallSettings, RerankCall, rerank_plan, to_pairs
 from sie_core.rerank_watch import OnRerank, RerankWatch
+from sie_core.score_cache import ScoreCache, source_of
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.steps import Plan, arun, run
+from sie_core.stage_plan import STABLE_TOP_K, Keeping, Patience
+from sie_core.steps import Plan, arun, failed, run, together
 from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient
 
@@ -58,6 +65,19 @@ class Reranker(ClientHolder):
             z-scores (`sie_core.fusion.fuse_scores`); None leaves it out. Each ranked entry's score
             is then the mix; the threshold is held against the score before it.
         options: Passed on to the client's `score`, such as `{"max_length": 256}`.
+        max_latency_ms: Return after this time with what is scored by then, best first; the rest
+            follows in retrieval order, unscored, and the status is `partial`. It holds for loading,
+            for a server and for a fallback too, and takes the place of a longer `timeout_seconds`.
+        score_cache: Keep scores, and do not compute them again: the bytes to keep, or a
+            `ScoreCache` that several rerankers share; None keeps none. A server's scores are kept
+            by its address and the model's name: clear the cache when it gets other weights.
+        cascade: Cheaper models that score before this one, each with the part, or the number, of
+            documents that go on: `[Stage("cross-encoder/ms-marco-TinyBERT-L2-v2", keep=0.3)]`, or
+            pairs. What does not go on stands behind, in that model's order, without a score of this
+            one; a `score_threshold` leaves it out.
+        stop_when_stable: Stop after so many batches in a row that left the top `top_k` (or 10) as
+            it was; the rest follows unscored. A heuristic: a better document may be further down.
+            A batch is `batch_size` documents, or 16.
         gpu: Machine profile on a remote cluster, such as `l4`; without meaning in-process.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
         timeout_seconds: Bound on one whole call, loading and retries included; None means 180 on
@@ -106,6 +126,10 @@ class Reranker(ClientHolder):
         calibration: str | Path | Calibration | None = None,
         fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
+        max_latency_ms: float | None = None,
+        score_cache: ScoreCache | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float]] | None = None,
+        stop_when_stable: int | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
         timeout_seconds: float | None = None,
@@ -132,6 +156,11 @@ class Reranker(ClientHolder):
             raise InvalidRequestError(msg)
         self.on_rerank = on_rerank
         self.trace_content = trace_content
+        check_timeout_seconds(max_latency_ms, name="max_latency_ms")
+        check_top_k(stop_when_stable, name="stop_when_stable")
+        if cascade and revision is not None:
+            msg = "revision cannot be combined with cascade: name models by folders instead"
+            raise InvalidRequestError(msg)
         super().__init__(
             model,
             base_url=base_url,
@@ -160,6 +189,10 @@ class Reranker(ClientHolder):
         self.score_space = score_space
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
+        self.max_latency_ms = max_latency_ms
+        self.score_cache = ScoreCache.of(score_cache)
+        self.cascade = to_stages(cascade)
+        self.stop_when_stable = stop_when_stable
         self._calibration = calibration
         self._cache_dir = cache_dir
         if self.base_url is not None or fallback is not None:
@@ -176,6 +209,7 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
+        max_latency_ms: float | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -189,21 +223,21 @@ class Reranker(ClientHolder):
             retrieval_scores: The first stage's, one for each document, higher is better; needed
                 with `fuse_retrieval_score` only.
             fuse_retrieval_score: Instead of the constructor's; None means that one.
+            max_latency_ms: The same.
 
         Raises:
             InvalidRequestError: An argument is wrong.
             SIEError: The model could not be had, loaded or run, or time ran out.
         """
-        call = self._call(
-            query,
-            documents,
+        settings = CallSettings(
             top_k=top_k,
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
-            retrieval_scores=retrieval_scores,
-            retrieval_weight=fuse_retrieval_score,
+            fuse_retrieval_score=fuse_retrieval_score,
+            max_latency_ms=max_latency_ms,
         )
+        call = self._call(query, documents, retrieval_scores, settings, is_async=False)
         return run(self._plan(call), lambda: self._open(is_async=False))
 
     async def arerank(
@@ -217,23 +251,114 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
+        max_latency_ms: float | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
-        call = self._call(
-            query,
-            documents,
+        settings = CallSettings(
             top_k=top_k,
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
-            retrieval_scores=retrieval_scores,
-            retrieval_weight=fuse_retrieval_score,
+            fuse_retrieval_score=fuse_retrieval_score,
+            max_latency_ms=max_latency_ms,
         )
+        call = self._call(query, documents, retrieval_scores, settings, is_async=True)
         return await arun(self._plan(call), lambda: self._open(is_async=True))
+
+    @overload
+    def rank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: Literal[False] = False,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking]: ...
+
+    @overload
+    def rank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking | Exception]: ...
+
+    def rank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool = False,
+        **settings: Unpack[CallOverrides],
+    ) -> Sequence[Ranking | Exception]:
+        """Rerank the documents of several queries at once, so that they share batches.
+
+        Args:
+            queries: Pairs of a query and its documents.
+            retrieval_scores: A list for each query; see `rerank`.
+            return_exceptions: An error stands in the place of its query's ranking, and the others
+                are ranked; otherwise the first one is raised.
+            settings: What `rerank` takes, for each query; `max_latency_ms` is of all together.
+
+        Returns:
+            A ranking for each query, in their order.
+
+        Raises:
+            SIEError: As for `rerank`. A wrong argument is found before anything is computed.
+        """
+        plan = self._plan_many(
+            queries,
+            retrieval_scores,
+            CallSettings.of(settings),
+            is_async=False,
+            return_exceptions=return_exceptions,
+        )
+        return run(plan, lambda: self._open(is_async=False))
+
+    @overload
+    async def arank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: Literal[False] = False,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking]: ...
+
+    @overload
+    async def arank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking | Exception]: ...
+
+    async def arank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool = False,
+        **settings: Unpack[CallOverrides],
+    ) -> Sequence[Ranking | Exception]:
+        """Do what `rank_many` does, without blocking the event loop."""
+        plan = self._plan_many(
+            queries,
+            retrieval_scores,
+            CallSettings.of(settings),
+            is_async=True,
+            return_exceptions=return_exceptions,
+        )
+        return await arun(plan, lambda: self._open(is_async=True))
 
     def stats(self) -> RerankStats:
         """Count what this reranker's calls came to since it was made; copies count anew."""
-        return self._watch.stats(engine=self._scheduler_stats())
+        cache = None if self.score_cache is None else self.score_cache.stats()
+        return self._watch.stats(engine=self._scheduler_stats(), cache=cache)
 
     @property
     def circuit_states(self) -> dict[str, str]:
@@ -302,43 +427,85 @@ class Reranker(ClientHolder):
         # Whoever moves from a server to this process by leaving out base_url may leave this as is.
         return [self._backend(other) for other in others if not (self.is_local and other == LOCAL)]
 
+    def _plan_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        retrieval_scores: Sequence[Sequence[float | None]] | None,
+        settings: CallSettings,
+        *,
+        is_async: bool,
+        return_exceptions: bool,
+    ) -> Plan[list[Ranking | Exception]]:
+        """Check all calls, and make one plan of theirs."""
+        pairs = to_pairs(queries)
+        if retrieval_scores is not None and len(retrieval_scores) != len(pairs):
+            msg = f"retrieval_scores has {len(retrieval_scores)} lists for {len(pairs)} queries"
+            raise InvalidRequestError(msg)
+        patience = self._patience(settings, num_together=len(pairs))
+        plans: list[Plan[Ranking]] = []
+        for position, (query, documents) in enumerate(pairs):
+            scores = None if retrieval_scores is None else retrieval_scores[position]
+            try:
+                call = self._call(query, documents, scores, settings, is_async=is_async)
+            except InvalidRequestError as exc:
+                if not return_exceptions:
+                    exc.add_note(f"in queries[{position}]")
+                    raise
+                plans.append(failed(exc))
+            else:
+                plans.append(self._plan(replace(call, patience=patience)))
+        return together(plans, return_exceptions=return_exceptions)
+
     def _call(
         self,
         query: str,
         documents: Sequence[str | None],
-        *,
-        top_k: int | None,
-        score_threshold: float | None,
-        instruction: str | None,
-        score_space: RerankSpace | None,
         retrieval_scores: Sequence[float | None] | None,
-        retrieval_weight: float | None,
+        settings: CallSettings,
+        *,
+        is_async: bool,
     ) -> RerankCall:
         """Check one call's arguments; what it leaves out is the constructor's."""
-        check_top_k(top_k)
-        check_score_threshold(score_threshold)
-        check_score_space(score_space, spaces=RerankSpace)
-        check_text(instruction=instruction)
-        check_retrieval_weight(retrieval_weight)
-        space: RerankSpace | None = score_space or self.score_space
+        space: RerankSpace | None = settings.score_space or self.score_space
         calibration = self._find_calibration() if space == "calibrated" else None
         if calibration is not None:
             space = calibration.score_space
+        weight, threshold = settings.fuse_retrieval_score, settings.score_threshold
         return RerankCall(
             model=self.model,
             backend=self.base_url or LOCAL,
             query=query,
             documents=documents,
             arguments=self._arguments(
-                instruction or self.instruction, score_space=space, lora=self.lora
+                settings.instruction or self.instruction, score_space=space, lora=self.lora
             ),
-            top_k=self.top_k if top_k is None else top_k,
-            score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+            top_k=self.top_k if settings.top_k is None else settings.top_k,
+            score_threshold=self.score_threshold if threshold is None else threshold,
             calibration=calibration,
-            retrieval_weight=(
-                self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
-            ),
+            retrieval_weight=self.fuse_retrieval_score if weight is None else weight,
             retrieval_scores=retrieval_scores,
+            cascade=self.cascade,
+            patience=self._patience(settings),
+            keeping=Keeping(
+                cache=self.score_cache,
+                source_of=lambda model, lora: source_of(self._open(is_async=is_async), model, lora),
+            ),
+        )
+
+    def _patience(self, settings: CallSettings, *, num_together: int = 1) -> Patience:
+        """Start the clock of one call."""
+        top_k = self.top_k if settings.top_k is None else settings.top_k
+        latency_ms = settings.max_latency_ms or self.max_latency_ms
+        if latency_ms is None:
+            moment = math.inf
+        else:
+            seconds = min(latency_ms / 1000, self.timeout_seconds or math.inf)
+            moment = time.monotonic() + seconds
+        return Patience(
+            moment=moment,
+            num_together=num_together,
+            stop_when_stable=self.stop_when_stable,
+            top_k=top_k or STABLE_TOP_K,
         )
 
     def _plan(self, call: RerankCall) -> Plan[Ranking]:

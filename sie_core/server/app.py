@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sie_core.local import LocalClient
-from sie_core.server import native
+from sie_core.server import native, page, status
 from sie_core.server.failures import respond
 from sie_core.server.record import record_of
 from sie_core.server.service import Service
@@ -53,7 +53,7 @@ def create_app(
             await service.close()
 
     app = Starlette(
-        routes=_routes(),
+        routes=[*_routes(), *page.routes()],
         middleware=[Middleware(TraceRequests)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _plain},
@@ -70,6 +70,7 @@ def _routes() -> list[Route]:
         route("/v1/models", native.models, "GET"),
         route("/v1/models/{model:path}/reload", native.reload, "POST"),
         route("/v1/models/{model:path}", native.model, "GET"),
+        route("/v1/status", status.status, "GET"),
         route("/healthz", native.alive, "GET"),
         route("/livez", native.alive, "GET"),
         route("/readyz", native.ready, "GET"),

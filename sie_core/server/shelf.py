@@ -172,7 +172,7 @@ class Shelf:
             SIEError: The new ones could not be loaded; the old ones serve on.
         """
         origin = shelved.settings.origin
-        chosen = source or self._client.source_of(origin) or origin
+        chosen = source or self._client.swapped_for(origin) or origin
         num_replaced = await asyncio.to_thread(self._client.swap, origin, chosen)
         shelved.failure, shelved.attempts = None, 0
         shelved.kind = shelved.max_length = None

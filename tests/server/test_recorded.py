@@ -33,7 +33,7 @@ OURS_DIFFER = {
 }
 """Recordings that are not replayed, and why."""
 
-MORE_FIELDS = {"score_space", "timing", "loras", "usage"}
+MORE_FIELDS = {"score_space", "source", "timing", "loras", "usage"}
 """What our replies say besides."""
 
 

@@ -150,8 +150,9 @@ class LocalClient:
                 models also take `Item(multivector=…)`, as the query too: what `encode` gave.
             instruction: For models whose prompt has a place for one: stands there, instead of the
                 model's own. For others: put before the query, with a space between.
-            options: `max_length` (tokens per pair), `score_space` (`raw` or `probability`),
-                `batch_size` (pairs per forward pass), `lora` (name or folder of an adapter).
+            options: `max_length` (tokens per pair), `max_document_length` (tokens of an item's text
+                by itself), `score_space` (`raw` or `probability`), `batch_size` (pairs per forward
+                pass), `lora` (name or folder of an adapter).
             gpu: Taken so that the call is the same as a remote client's; without meaning here.
             timeout_seconds: Instead of the client's, for this call.
 

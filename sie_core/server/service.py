@@ -109,6 +109,7 @@ class Service:
             )
             span.scored(result)
         result["model"] = shelved.name
+        result.pop("source", None)  # of use to a cache in this process only
         _note(request, result)
         return result
 

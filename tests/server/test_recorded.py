@@ -33,7 +33,10 @@ OURS_DIFFER = {
 }
 """Recordings that are not replayed, and why."""
 
-MORE_FIELDS = {"score_space", "source", "timing", "loras", "usage"}
+OPENAI_FIELDS = {"id", "object", "created", "owned_by"}
+"""What OpenAI's clients read of a model."""
+
+MORE_FIELDS = {"score_space", "timing", "loras", "usage", *OPENAI_FIELDS}
 """What our replies say besides."""
 
 
@@ -89,7 +92,7 @@ def raw_request(recording: dict[str, Any]) -> bytes:
         return base64.b64decode(kept)
     body = json.dumps(recording["request_body_decoded"]).encode()
     headers = recording["request_headers"] | {
-        "Host": "server",
+        "Host": "localhost",
         "Connection": "close",
         "Content-Length": str(len(body)),
     }

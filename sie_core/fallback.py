@@ -397,8 +397,8 @@ class _Chain:
         return None
 
     def source_of(self, model: str, lora: str | None) -> str | None:
-        """Say whose scores the first backend would give now; see `sie_core.score_cache`."""
-        first = self._links[0]
+        """Say whose scores the backend that is asked first would give; see `score_cache`."""
+        first = next((it for it in self._links if it.breaker.state != "open"), self._links[0])
         is_other = first.model is not None and first.model != model
         if is_other or first.is_last_resort:
             return None

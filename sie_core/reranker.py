@@ -21,6 +21,7 @@ from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
 from sie_core.fusion import check_retrieval_weight
+from sie_core.long_documents import Handling, LongDocuments
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
 from sie_core.rerank_plan import CallOverrides, CallSettings, RerankCall, rerank_plan, to_pairs
 from sie_core.rerank_watch import OnRerank, RerankWatch
@@ -93,7 +94,14 @@ class Reranker(ClientHolder):
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
         lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
             model as it is.
-        revision: In-process: branch, tag or commit of the model on the hub.
+        long_documents: What is done with documents that are longer than the model reads:
+            `truncate` cuts their end off; `max_passage` scores overlapping passages and takes the
+            best, whose place is in `RankedEntry.span`; `error` refuses the call. A server that
+            does not say that it did so is refused. None means `truncate`.
+        passage_overlap: Tokens that neighbouring passages share; None means 64.
+        max_passages: Passages of one document at most; None means 32.
+        revision: In-process: branch, tag or commit of the model on the hub, and of those in
+            `cascade`.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
         on_rerank: Told of each call that has ended, by a `RerankEvent`, in the thread that made it.
@@ -127,8 +135,8 @@ class Reranker(ClientHolder):
         fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
         max_latency_ms: float | None = None,
-        score_cache: ScoreCache | int | None = None,
-        cascade: Sequence[Stage | tuple[str, float]] | None = None,
+        score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
         stop_when_stable: int | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
@@ -140,6 +148,9 @@ class Reranker(ClientHolder):
         max_length: int | None = None,
         batch_size: int | None = None,
         lora: str | None = None,
+        long_documents: Handling | None = None,
+        passage_overlap: int | None = None,
+        max_passages: int | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -158,9 +169,6 @@ class Reranker(ClientHolder):
         self.trace_content = trace_content
         check_timeout_seconds(max_latency_ms, name="max_latency_ms")
         check_top_k(stop_when_stable, name="stop_when_stable")
-        if cascade and revision is not None:
-            msg = "revision cannot be combined with cascade: name models by folders instead"
-            raise InvalidRequestError(msg)
         super().__init__(
             model,
             base_url=base_url,
@@ -189,6 +197,9 @@ class Reranker(ClientHolder):
         self.score_space = score_space
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
+        self.long_documents = LongDocuments(
+            how=long_documents, passage_overlap=passage_overlap, max_passages=max_passages
+        )
         self.max_latency_ms = max_latency_ms
         self.score_cache = ScoreCache.of(score_cache)
         self.cascade = to_stages(cascade)
@@ -210,6 +221,7 @@ class Reranker(ClientHolder):
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
         max_latency_ms: float | None = None,
+        long_documents: Handling | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -224,6 +236,7 @@ class Reranker(ClientHolder):
                 with `fuse_retrieval_score` only.
             fuse_retrieval_score: Instead of the constructor's; None means that one.
             max_latency_ms: The same.
+            long_documents: The same.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -236,6 +249,7 @@ class Reranker(ClientHolder):
             score_space=score_space,
             fuse_retrieval_score=fuse_retrieval_score,
             max_latency_ms=max_latency_ms,
+            long_documents=long_documents,
         )
         call = self._call(query, documents, retrieval_scores, settings, is_async=False)
         return run(self._plan(call), lambda: self._open(is_async=False))
@@ -252,6 +266,7 @@ class Reranker(ClientHolder):
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
         max_latency_ms: float | None = None,
+        long_documents: Handling | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
         settings = CallSettings(
@@ -261,6 +276,7 @@ class Reranker(ClientHolder):
             score_space=score_space,
             fuse_retrieval_score=fuse_retrieval_score,
             max_latency_ms=max_latency_ms,
+            long_documents=long_documents,
         )
         call = self._call(query, documents, retrieval_scores, settings, is_async=True)
         return await arun(self._plan(call), lambda: self._open(is_async=True))
@@ -470,6 +486,9 @@ class Reranker(ClientHolder):
         calibration = self._find_calibration() if space == "calibrated" else None
         if calibration is not None:
             space = calibration.score_space
+        handling = self.long_documents
+        if settings.long_documents is not None:
+            handling = replace(handling, how=settings.long_documents)
         weight, threshold = settings.fuse_retrieval_score, settings.score_threshold
         return RerankCall(
             model=self.model,
@@ -477,7 +496,10 @@ class Reranker(ClientHolder):
             query=query,
             documents=documents,
             arguments=self._arguments(
-                settings.instruction or self.instruction, score_space=space, lora=self.lora
+                settings.instruction or self.instruction,
+                score_space=space,
+                lora=self.lora,
+                **handling.as_options(),
             ),
             top_k=self.top_k if settings.top_k is None else settings.top_k,
             score_threshold=self.score_threshold if threshold is None else threshold,

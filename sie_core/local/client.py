@@ -27,6 +27,7 @@ from sie_core.local.lora import Adapter
 from sie_core.local.memory import estimate_bytes, identify, stamp_weights
 from sie_core.local.model import BatchRunner, Job, TakesAdapters
 from sie_core.local.openmp import limit_this_thread
+from sie_core.local.passages import Scored
 from sie_core.local.registry import REGISTRY, Limits, LoadedModel, ModelKey
 from sie_core.local.requests import (
     EncodeRequest,
@@ -547,7 +548,7 @@ class LocalClient:
     def _submit_in_turn(
         self,
         loaded: LoadedModel,
-        job: Job[list[float]],
+        job: Job[Scored],
         request: ScoreRequest,
         before: Sequence[_Begun | Exception],
     ) -> Running:
@@ -597,7 +598,7 @@ class _Begun:
     """A call whose work is queued."""
 
     loaded: LoadedModel
-    job: Job[list[float]]
+    job: Job[Scored]
     request: ScoreRequest
     deadline: Deadline
     running: Running

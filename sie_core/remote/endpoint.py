@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import AuthenticationError, InputTooLongError, InvalidRequestError
+from sie_core.long_documents import LongDocuments, check_confirmed
 from sie_core.ranking import check_top_k
 from sie_core.remote import codec, wire
 from sie_core.remote.plan import Plan, Terms, attempts
@@ -77,7 +78,8 @@ class Endpoint:
         """Plan a `score` call.
 
         Raises:
-            InvalidRequestError: An argument is wrong; nothing will be sent.
+            InvalidRequestError: An argument is wrong; nothing will be sent. Or, once the reply is
+                there: the server did not say that it handled long documents as was asked.
         """
         wire.check_item(query, "query")
         batch = Batch.of(items)
@@ -86,6 +88,7 @@ class Endpoint:
             _check_text("instruction", arguments.instruction)
             fields["instruction"] = arguments.instruction
         options = {**self.options, **wire.check_options(arguments.options)}
+        LongDocuments.from_options(options)
         if options:
             fields["options"] = options
         path = wire.model_path("/v1/score", model)
@@ -103,12 +106,13 @@ class Endpoint:
             )
             plans.append(attempts(request, _score_reader(ids, sent_ids), terms))
         query_id = query.get("id")
-        return Call(
-            plans,
-            lambda parts: wire.merge_scores(
-                parts, model=model, query_id=query_id, shown_ids=ids.shown
-            ),
-        )
+
+        def merge(parts: list[PartScores]) -> ScoreResult:
+            result = wire.merge_scores(parts, model=model, query_id=query_id, shown_ids=ids.shown)
+            check_confirmed(options, result)
+            return result
+
+        return Call(plans, merge)
 
     def encode(
         self,

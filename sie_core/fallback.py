@@ -12,6 +12,7 @@ away from one that fails, and lets a single call probe it again after a while.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import functools
 import importlib
@@ -317,6 +318,15 @@ class _Chain:
         """The state of each backend's circuit breaker."""
         return {link.name: link.breaker.state for link in self._links if not link.is_last_resort}
 
+    def scheduler_stats(self, model: str) -> Any | None:
+        """Count what the model does in this process, if a backend has it there; see LocalClient."""
+        for link in self._links:
+            read = getattr(link.made, "scheduler_stats", None)
+            stats = None if read is None else read(link.model or model)
+            if stats is not None:
+                return stats
+        return None
+
     def source_of(self, model: str, lora: str | None) -> str | None:
         """Say whose scores the backend that is asked first would give; see `score_cache`."""
         first = next((it for it in self._links if it.breaker.state != "open"), self._links[0])
@@ -468,8 +478,10 @@ class FallbackClient(_Chain):
         """Ask in threads. Who lost the race ends by itself, within its own time."""
         done: queue.SimpleQueue[tuple[int, Mapping[str, Any] | BaseException]] = queue.SimpleQueue()
 
+        context = contextvars.copy_context()  # so that what is traced belongs to the caller's
+
         def ask(index: int) -> None:
-            done.put((index, _ask(race.links[index], race.call)))
+            done.put((index, context.copy().run(_ask, race.links[index], race.call)))
 
         while race.result is None:
             index = race.next_start()

@@ -18,6 +18,7 @@ from sie_core.remote.plan import Plan, Terms, attempts
 from sie_core.remote.servers import Servers
 from sie_core.remote.wire import Batch, Health, Ids, Part, PartScores, Request
 from sie_core.settings import RemoteSettings
+from sie_core.telemetry import otel
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -221,7 +222,9 @@ class Endpoint:
 
     def _headers(self, arguments: CallArguments) -> dict[str, str]:
         gpu = self.gpu if arguments.gpu is None else arguments.gpu
-        return wire.body_headers(self.body_format) | wire.routing_headers(gpu, self.pool)
+        headers = wire.body_headers(self.body_format) | wire.routing_headers(gpu, self.pool)
+        otel.inject(headers)  # so that the server's spans belong to the caller's
+        return headers
 
     def _encode_params(
         self,

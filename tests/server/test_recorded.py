@@ -33,7 +33,10 @@ OURS_DIFFER = {
 }
 """Recordings that are not replayed, and why."""
 
-MORE_FIELDS = {"score_space", "timing", "loras", "usage"}
+OPENAI_FIELDS = {"id", "object", "created", "owned_by"}
+"""What OpenAI's clients read of a model."""
+
+MORE_FIELDS = {"score_space", "timing", "loras", "usage", *OPENAI_FIELDS}
 """What our replies say besides."""
 
 

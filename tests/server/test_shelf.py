@@ -55,10 +55,10 @@ def unsupported(folder: Path, base: Path) -> Path:
     return folder
 
 
-def test_a_cold_model_is_loading_and_then_there(serve: Callable[..., Any], tiny_bert: Path) -> None:
+def test_a_cold_model_is_loading_and_then_there(serve: Callable[..., Any], cold_bert: Path) -> None:
     """The first call is told to come back, when, and finds it then; one load serves all."""
     client = SlowLoading()
-    url = serve(models=lazily("m", tiny_bert), client=client).url
+    url = serve(models=lazily("m", cold_bert), client=client).url
     assert httpx.get(f"{url}/v1/models/m").json()["state"] == "unloaded"
     first, second = score(url, "m"), score(url, "m")
     for reply in (first, second):
@@ -77,21 +77,21 @@ def test_a_cold_model_is_loading_and_then_there(serve: Callable[..., Any], tiny_
     assert httpx.get(f"{url}/v1/models/m").json()["state"] == "loaded"
 
 
-def test_a_call_may_wait_for_its_model(serve: Callable[..., Any], tiny_bert: Path) -> None:
+def test_a_call_may_wait_for_its_model(serve: Callable[..., Any], cold_bert: Path) -> None:
     """With time to wait, the first call is answered."""
-    url = serve(models=lazily("m", tiny_bert), wait_for_load_seconds=TIMEOUT_SECONDS).url
+    url = serve(models=lazily("m", cold_bert), wait_for_load_seconds=TIMEOUT_SECONDS).url
     assert score(url, "m").status_code == 200
 
 
 def test_the_second_wait_is_told_by_the_first_load(
-    serve: Callable[..., Any], tiny_bert: Path, tiny_xlmr: Path
+    serve: Callable[..., Any], cold_bert: Path, cold_xlmr: Path
 ) -> None:
     """Retry-After follows what loading took here, not a constant."""
     client = SlowLoading()
     client.may_load.set()
     models = (
-        *lazily("first", tiny_bert),
-        *lazily("second", tiny_xlmr),
+        *lazily("first", cold_bert),
+        *lazily("second", cold_xlmr),
     )
     url = serve(models=models, client=client, wait_for_load_seconds=0.0).url
     while score(url, "first").status_code != 200:
@@ -180,11 +180,11 @@ def test_any_model_means_any_of_the_hub_and_no_folder(tiny_bert: Path) -> None:
 
 
 def test_a_model_leaves_for_another(
-    serve: Callable[..., Any], tiny_bert: Path, tiny_xlmr: Path
+    serve: Callable[..., Any], cold_bert: Path, cold_xlmr: Path
 ) -> None:
     """Within a limit, the one that was not used for longest is unloaded, and comes back."""
     client = LocalClient(mode="exact", max_loaded_models=1)
-    models = (*lazily("a", tiny_bert), *lazily("b", tiny_xlmr))
+    models = (*lazily("a", cold_bert), *lazily("b", cold_xlmr))
     url = serve(models=models, client=client, wait_for_load_seconds=30.0).url
     for name, other in (("a", "b"), ("b", "a"), ("a", "b")):
         assert score(url, name).status_code == 200

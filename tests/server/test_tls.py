@@ -120,9 +120,7 @@ def test_a_renewed_certificate_is_read_while_serving(
     assert serial() == renewed
 
 
-def test_what_cannot_be_used_is_said_at_the_start(
-    authority: trustme.CA, tmp_path: Path
-) -> None:
+def test_what_cannot_be_used_is_said_at_the_start(authority: trustme.CA, tmp_path: Path) -> None:
     """With the files' names, not with OpenSSL's stack."""
     cert, key = write(authority, tmp_path)
     other = tmp_path / "other.pem"

@@ -78,7 +78,7 @@ def test_old_versions_of_tls_are_not_spoken(
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with httpx.Client(verify=context) as client:
         assert client.get(f"{url}/healthz").status_code == 200
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with httpx.Client(verify=context) as client, pytest.raises(httpx.ConnectError):
         client.get(f"{url}/healthz")
@@ -105,19 +105,18 @@ def test_a_renewed_certificate_is_read_while_serving(
     server = start()
     address = urlsplit(server.url)
 
-    def serial() -> str:
-        pem = ssl.get_server_certificate((str(address.hostname), int(address.port or 0)))
-        return pem
+    def certificate() -> str:
+        return ssl.get_server_certificate((str(address.hostname), int(address.port or 0)))
 
-    before = serial()
+    before = certificate()
     write(authority, tmp_path)
-    assert serial() == before
+    assert certificate() == before
     server.reload()
-    renewed = serial()
+    renewed = certificate()
     assert renewed != before
     (tmp_path / "key.pem").write_text("half a file")
     server.reload()
-    assert serial() == renewed
+    assert certificate() == renewed
 
 
 def test_what_cannot_be_used_is_said_at_the_start(authority: trustme.CA, tmp_path: Path) -> None:

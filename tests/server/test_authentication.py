@@ -82,6 +82,22 @@ def test_who_has_no_key_is_told_401_and_how_to_give_one(
     assert reply.json()["detail"]["code"] == "UNAUTHORIZED"
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank", "/v1/embeddings"])
+def test_each_dialect_is_refused_in_its_own_shape(guarded: Server, path: str) -> None:
+    """As its clients read errors: the shape that a call of theirs that is wrong gets, too."""
+    headers = bearer(make_key("stranger")[0])
+    refused = httpx.post(f"{guarded.url}{path}", json={}, headers=headers)
+    assert refused.status_code == 401
+    assert refused.headers["WWW-Authenticate"].startswith("Bearer")
+    shape = {
+        "/v1/rerank": lambda reply: reply["error"]["message"],
+        "/v2/rerank": lambda reply: reply["message"],
+        "/rerank": lambda reply: reply["error"],
+        "/v1/embeddings": lambda reply: reply["error"]["message"],
+    }
+    assert "not one of this server's" in shape[path](refused.json())
+
+
 def test_the_scheme_is_read_in_any_case(guarded: Server, keys: dict[str, str]) -> None:
     """As RFC 9110 has it."""
     headers = {"Authorization": f"bearer {keys['app']}"}
@@ -96,9 +112,9 @@ def test_two_keys_at_once_are_none(guarded: Server, keys: dict[str, str]) -> Non
     assert reply.status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz"])
-def test_health_is_open(guarded: Server, path: str) -> None:
-    """What asks for it has no key."""
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/", "/docs"])
+def test_health_and_the_page_are_open(guarded: Server, path: str) -> None:
+    """What asks for it has no key; nor has the browser that opens the page, which then asks."""
     assert httpx.get(f"{guarded.url}{path}").status_code == 200
 
 

@@ -98,6 +98,43 @@ class ReloadedModelReply(ModelReply, kw_only=True):
     replaced: int
 
 
+class ModelStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How a model stands; where it is loaded also what waits for it and what it has done."""
+
+    state: Literal["unloaded", "loading", "loaded", "failed"]
+    queued_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    queued_requests: int | msgspec.UnsetType = msgspec.UNSET
+    batches: int | msgspec.UnsetType = msgspec.UNSET
+    sequences: int | msgspec.UnsetType = msgspec.UNSET
+    tokens: int | msgspec.UnsetType = msgspec.UNSET
+    busy_s: float | msgspec.UnsetType = msgspec.UNSET
+    bytes: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class RequestCounts(msgspec.Struct, kw_only=True):
+    """Requests with a body: those that are over, those of them that failed, and the others."""
+
+    total: int
+    failed: int
+    in_flight: int
+
+
+class Latency(msgspec.Struct, kw_only=True):
+    """Milliseconds of the last minute's answers; null for none."""
+
+    p50: float | None
+    p95: float | None
+
+
+class StatusReply(msgspec.Struct, kw_only=True):
+    """How the server and its models stand."""
+
+    uptime_s: float
+    models: dict[str, ModelStatus]
+    requests: RequestCounts
+    latency_ms: Latency
+
+
 class FailureDetail(msgspec.Struct, kw_only=True):
     """What was wrong; some codes bring fields of their own."""
 
@@ -409,6 +446,16 @@ OPERATIONS: Final = (
     ),
     Operation(
         method="GET",
+        path="/v1/status",
+        name="status",
+        group="Operation",
+        summary="Say how the server and its models stand, in numbers",
+        answers={200: Answer(description="The numbers.", shape=StatusReply)},
+        failure=DetailReply,
+        more_failures=_LOOK_FAILURES,
+    ),
+    Operation(
+        method="GET",
         path="/healthz",
         name="healthz",
         group="Operation",
@@ -438,6 +485,17 @@ OPERATIONS: Final = (
             503: Answer(
                 description="`loading` or `draining`: send calls elsewhere.", media_types=(TEXT,)
             ),
+        },
+    ),
+    Operation(
+        method="GET",
+        path="/",
+        name="page",
+        group="Operation",
+        summary="Try the server in a browser",
+        answers={
+            200: Answer(description="A page to rerank on.", media_types=(HTML,)),
+            304: Answer(description="The browser has it.", media_types=()),
         },
     ),
     Operation(

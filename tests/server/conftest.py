@@ -92,7 +92,9 @@ def recorded_models(  # noqa: PLR0917  fixtures
 @pytest.fixture(scope="session")
 def served(recorded_models: tuple[ModelSettings, ...]) -> Iterator[Server]:
     """One running server with these models."""
-    with run_server(ServerSettings(models=recorded_models)) as server:
+    # Whoever lowers the bound on loaded models in another test makes these load anew.
+    patience = {"wait_for_load_seconds": float(TIMEOUT_SECONDS)}
+    with run_server(ServerSettings(models=recorded_models, **patience)) as server:
         wait_until_ready(server.url)
         yield server
 

@@ -64,6 +64,18 @@ def serve() -> Iterator[Serve]:
         yield start
 
 
+@pytest.fixture
+def cold_bert(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A checkpoint that nothing else in this process has loaded."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "cold-bert"))
+
+
+@pytest.fixture
+def cold_xlmr(tiny_xlmr: Path, tmp_path: Path) -> Path:
+    """Another."""
+    return Path(shutil.copytree(tiny_xlmr, tmp_path / "cold-xlmr"))
+
+
 @pytest.fixture(scope="session")
 def recorded_models(  # noqa: PLR0917  fixtures
     tiny_bert: Path,
@@ -92,9 +104,9 @@ def recorded_models(  # noqa: PLR0917  fixtures
 @pytest.fixture(scope="session")
 def served(recorded_models: tuple[ModelSettings, ...]) -> Iterator[Server]:
     """One running server with these models."""
-    # Whoever lowers the bound on loaded models in another test makes these load anew.
-    patience = {"wait_for_load_seconds": float(TIMEOUT_SECONDS)}
-    with run_server(ServerSettings(models=recorded_models, **patience)) as server:
+    # Other tests bound the number of models in this process, and so unload these.
+    settings = ServerSettings(models=recorded_models, wait_for_load_seconds=TIMEOUT_SECONDS)
+    with run_server(settings) as server:
         wait_until_ready(server.url)
         yield server
 

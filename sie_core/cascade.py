@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
 
 
@@ -58,12 +59,14 @@ class Stage:
     def arguments(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of its calls, where those of the reranker's own model are `shared`.
 
-        What says where the model runs is the same; instruction and options are the stage's own.
+        What says where the model runs, and what is done with long documents, is the same;
+        instruction and other options are the stage's own.
         """
         options = dict(self.options)
-        batch_size = (shared.get("options") or {}).get("batch_size")
-        if batch_size is not None:
-            options.setdefault("batch_size", batch_size)
+        given = shared.get("options") or {}
+        for name in ("batch_size", *long_documents.OPTIONS):
+            if name in given:
+                options.setdefault(name, given[name])
         own = {"instruction": self.instruction, "options": options or None}
         return {
             **{name: it for name, it in shared.items() if name not in own},

@@ -18,8 +18,10 @@ from sie_core.client_holder import check_text
 from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fusion import check_retrieval_weight, fuse_scores
+from sie_core.long_documents import Handling, LongDocuments, check_confirmed
 from sie_core.models import catalog
 from sie_core.ranking import (
+    RankedEntry,
     Ranking,
     check_score_space,
     check_score_threshold,
@@ -40,6 +42,7 @@ class CallOverrides(TypedDict, total=False):
     score_space: RerankSpace | None
     fuse_retrieval_score: float | None
     max_latency_ms: float | None
+    long_documents: Handling | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ class CallSettings:
     score_space: RerankSpace | None = None
     fuse_retrieval_score: float | None = None
     max_latency_ms: float | None = None
+    long_documents: Handling | None = None
 
     def __post_init__(self) -> None:
         check_top_k(self.top_k)
@@ -64,6 +68,7 @@ class CallSettings:
         check_text(instruction=self.instruction)
         check_retrieval_weight(self.fuse_retrieval_score)
         check_timeout_seconds(self.max_latency_ms, name="max_latency_ms")
+        LongDocuments(how=self.long_documents)
 
     @classmethod
     def of(cls, overrides: CallOverrides) -> Self:
@@ -188,6 +193,8 @@ def _ask(
     )
     scores = yield from plan.run()
     _check_score_space(arguments, scores)
+    if not scores.is_degraded or scores.entries:  # retrieval order comes without scores
+        check_confirmed(arguments.get("options") or {}, scores.reply)
     return scores
 
 
@@ -224,6 +231,7 @@ def _to_ranking(
         entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
     if order_by is not scores or shown is not scores:
         entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
+    entries = tuple(_with_span(entry, own) for entry in entries)
     if has_more_scores:
         entries = tuple(
             replace(entry, stage_scores=tuple(_score_in(stage, entry.index) for stage in stages))
@@ -254,6 +262,12 @@ def _listed(call: RerankCall, scores: StageScores) -> list[float | None]:
 def _score_in(scores: StageScores, index: int) -> float | None:
     entry = scores.entries.get(index)
     return None if entry is None else float(entry["score"])
+
+
+def _with_span(entry: RankedEntry, scores: StageScores) -> RankedEntry:
+    """Add where the best passage of a long document is, if it was scored by passages."""
+    span = scores.entries.get(entry.index, {}).get("span")
+    return entry if span is None else replace(entry, span=(span[0], span[1]))
 
 
 def _unscored(

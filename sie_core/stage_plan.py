@@ -17,7 +17,7 @@ from sie_core.pace import Pace, cost_of, num_fitting, pace_of
 from sie_core.ranking import match_entries
 from sie_core.score_cache import CachedScore, ScoreCache, score_keys, source_of_reply
 from sie_core.steps import Outcome, Plan, Reply, Step
-from sie_core.types import Item, ScoreSpace, Usage
+from sie_core.types import COUNTS, Item, ScoreSpace, Usage
 
 STABLE_BATCH_DOCUMENTS: Final = 16
 """Documents between two looks at whether the top changes, where `batch_size` names no number."""
@@ -310,7 +310,7 @@ def sum_usage(usages: Iterable[Usage]) -> Usage:
     """Add up what was consumed, as far as it is known."""
     total = Usage()
     for usage in usages:
-        for name in ("input_tokens", "truncated_items"):
+        for name in COUNTS:
             if name in usage:
                 total[name] = total.get(name, 0) + usage[name]
     return total

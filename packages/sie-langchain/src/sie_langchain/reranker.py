@@ -58,7 +58,7 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
     out. `metadata["relevance_score"]` is then the mix, `metadata["model_score"]` the model's."""
     retrieval_score_key: str = "score"
     """Where the retriever's score is in a document's metadata; used for that only."""
-    meta_fields: Sequence[str] = ()
+    meta_fields: list[str] | None = None
     """Metadata fields whose values are ranked with the content, before it; what a document does not
     have is left out. A document with such a value and no content is scored too."""
     meta_template: str = "{value}"
@@ -197,7 +197,7 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
     @property
     def _document_text(self) -> DocumentText:
         return DocumentText(
-            meta_fields=self.meta_fields,
+            meta_fields=self.meta_fields or (),
             meta_template=self.meta_template,
             meta_separator=self.meta_separator,
             query_prefix=self.query_prefix,

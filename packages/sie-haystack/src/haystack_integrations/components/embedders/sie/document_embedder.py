@@ -162,8 +162,12 @@ class SIEDocumentEmbedder(SIEComponent):
             )
             raise TypeError(msg)
         fields, separator = self.meta_fields_to_embed, self.embedding_separator
-        text = DocumentText(meta_fields=fields, meta_separator=separator)
-        texts = [it or "" for it in text.texts_of((d.content, d.meta) for d in documents)]
+        joined = DocumentText(meta_fields=fields, meta_separator=separator)
+        found = joined.texts_of((document.content, document.meta) for document in documents)
+        texts = [
+            document.content or "" if text is None else text
+            for document, text in zip(documents, found, strict=True)
+        ]
         return [f"{self.prefix}{text}{self.suffix}" for text in texts]
 
     def _progress(self, num_texts: int) -> tqdm[Any]:

@@ -21,6 +21,7 @@ from pydantic import (
 from sie_core.cascade import to_stages
 from sie_core.client_holder import ClientHolder
 from sie_core.errors import InvalidRequestError
+from sie_core.long_documents import Handling
 from sie_core.reranker import Fallback, Reranker
 from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
@@ -179,6 +180,14 @@ class SIEScoring(SIEBackend):
 
     lora: str | None = Field(default=None, frozen=True)
     """Adapter to score with: a folder, or a name on the hub or the server."""
+    long_documents: Handling | None = None
+    """What is done with documents that are longer than the model reads: `truncate` cuts their end
+    off, `max_passage` takes the best of overlapping passages, `error` refuses the call; None means
+    `truncate`."""
+    passage_overlap: int | None = Field(default=None, frozen=True)
+    """Tokens that neighbouring passages share; None means 64."""
+    max_passages: int | None = Field(default=None, frozen=True)
+    """Passages of one document at most; None means 32."""
     max_latency_ms: float | None = None
     """Return after this time with what is scored by then; the rest follows in retrieval order."""
     score_cache: SkipValidation[Any] = Field(default=None, frozen=True)
@@ -215,6 +224,8 @@ class SIEScoring(SIEBackend):
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
             lora=self.lora,
+            passage_overlap=self.passage_overlap,
+            max_passages=self.max_passages,
             calibration=self.calibration,
             score_cache=self.score_cache,
             cascade=self.cascade,

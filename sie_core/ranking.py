@@ -69,8 +69,8 @@ class Ranking:
         reason: Why backends before the one that answered did not, or why it is partial; else None.
         score_space: `raw`, `probability` or `calibrated`; None where the backend does not say.
         usage: Tokens consumed and items truncated, as far as the backend tells, of all models
-            asked together. Equal texts are sent once; what comes from a score cache consumes
-            nothing.
+            asked together. A server is sent equal texts once; what comes from a score cache
+            consumes nothing.
         num_scored: Candidates that the model scored, those cut by now included.
         num_unscored: Candidates with text that it did not score. In a cascade those are not counted
             that were never to reach it.

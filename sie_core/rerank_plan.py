@@ -91,6 +91,7 @@ class RerankCall:
         calibration: What makes probabilities of the model's scores, if anything.
         retrieval_weight: How much the retrieval scores count, if at all.
         retrieval_scores: The first stage's, one for each document.
+        sends_once: Whether equal texts are sent once; see `StagePlan`.
         cascade: Models that score before, and how many documents go on.
         patience: How long it goes on.
         keeping: Where scores are kept.
@@ -109,6 +110,7 @@ class RerankCall:
     calibration: Calibration | None = None
     retrieval_weight: float | None = None
     retrieval_scores: Sequence[float | None] | None = None
+    sends_once: bool = False
     cascade: Sequence[Stage] = ()
     patience: Patience = field(default_factory=Patience)
     keeping: Keeping = field(default_factory=Keeping)
@@ -185,6 +187,7 @@ def _ask(
         arguments,
         place=call.backend,
         max_length=None if spec is None else spec.max_length,
+        sends_once=call.sends_once,
         patience=patience,
         keeping=call.keeping,
     )

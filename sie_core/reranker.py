@@ -421,6 +421,8 @@ class Reranker(ClientHolder):
             client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
         else:
             super()._warm_up(client)
+            for stage in self.cascade:
+                client.warm_up(stage.model)
             if self.lora is not None:
                 client.load_lora(self.model, self.lora)
 
@@ -506,6 +508,7 @@ class Reranker(ClientHolder):
             calibration=calibration,
             retrieval_weight=self.fuse_retrieval_score if weight is None else weight,
             retrieval_scores=retrieval_scores,
+            sends_once=self.base_url is not None,
             cascade=self.cascade,
             patience=self._patience(settings),
             keeping=Keeping(

@@ -204,11 +204,12 @@ def test_a_portion_by_another_model_does_not_mix_with_those_before() -> None:
     assert "other answered in its place: m is down" in (ranking.reason or "")
 
 
-def test_equal_texts_are_sent_once() -> None:
-    """Every copy gets the score; usage counts what was sent."""
+@pytest.mark.parametrize(("sends_once", "ids"), [(True, "01"), (False, "01234")])
+def test_equal_texts_are_sent_to_a_server_once(sends_once: bool, ids: str) -> None:
+    """Every copy gets the score; a model in this process shares them itself, and counts them."""
     model = Model()
-    ranking = _rank(model, _call(["1", "2", "1", "2", "1"]))
-    assert [item["id"] for item in model.asked[0].items] == ["0", "1"]
+    ranking = _rank(model, _call(["1", "2", "1", "2", "1"], sends_once=sends_once))
+    assert [item["id"] for item in model.asked[0].items] == list(ids)
     assert [(entry.index, entry.score) for entry in ranking] == [
         (1, 2.0),
         (3, 2.0),
@@ -216,7 +217,7 @@ def test_equal_texts_are_sent_once() -> None:
         (2, 1.0),
         (4, 1.0),
     ]
-    assert ranking.usage["input_tokens"] == 2
+    assert ranking.usage["input_tokens"] == len(ids)
 
 
 def test_an_untrustworthy_reply_is_refused() -> None:

@@ -25,6 +25,7 @@ from sie_core.long_documents import Handling
 from sie_core.reranker import Fallback, Reranker
 from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
+from sie_core.telemetry import RerankStats
 from sie_core.types import Mode, RerankSpace
 
 _SECRETS = ("api_key", "token")
@@ -197,6 +198,18 @@ class SIEScoring(SIEBackend):
     `sie_core.Stage`, or of pairs such as `("cross-encoder/ms-marco-TinyBERT-L2-v2", 0.3)`."""
     stop_when_stable: int | None = Field(default=None, frozen=True)
     """Stop after so many batches in a row that left the top as it was: a heuristic."""
+    on_rerank: SkipValidation[Any] = Field(default=None, frozen=True, exclude=True, repr=False)
+    """Told of each call that has ended, by a `sie_core.RerankEvent`; not part of a dump or pickle.
+    What it raises is logged once and fails no call."""
+
+    def stats(self) -> RerankStats:
+        """Count what this component's calls came to since it was made; see `Reranker.stats`."""
+        return self._reranker.stats()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave the hook out of a pickle as well: a function need not be one that can be."""
+        state = super().__getstate__()
+        return state | {"__dict__": state["__dict__"] | {"on_rerank": None}}
 
     @field_serializer("score_cache")
     def _dump_score_cache(self, score_cache: Any) -> Any:
@@ -230,6 +243,7 @@ class SIEScoring(SIEBackend):
             score_cache=self.score_cache,
             cascade=self.cascade,
             stop_when_stable=self.stop_when_stable,
+            on_rerank=self.on_rerank,
             **self._backend_settings,
         )
 

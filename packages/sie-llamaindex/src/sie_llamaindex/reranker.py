@@ -28,9 +28,11 @@ from sie_core.ranking import (
     check_score_threshold,
     check_top_k,
 )
+from sie_core.rerank_watch import OnRerank
 from sie_core.reranker import Fallback, Reranker
 from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
+from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoringClient
 from sie_llamaindex.backend import SIEBackend, backend_fields, one_of
 
@@ -119,6 +121,8 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         revision: Branch, tag or commit of the model on the hub.
         token: Hub token for gated models; it is left out by `to_dict`.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
+        on_rerank: Told of each call that has ended, by a `sie_core.RerankEvent`; it is not
+            serialised. What it raises is logged once and fails no call.
         callback_manager: Handlers that are told of each call.
 
     Raises:
@@ -143,6 +147,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         frozen=True, description="Cheaper models that score before."
     )
     stop_when_stable: int | None = Field(frozen=True, description="Batches without a change.")
+    on_rerank: Any = Field(frozen=True, exclude=True, repr=False, description="Told of calls.")
     metadata_mode: MetadataMode = Field(description="Which metadata is scored with the text.")
     meta_fields: list[str] | None = Field(description="Metadata that is scored with the text.")
     meta_template: str = Field(description="How each metadata field is written.")
@@ -203,6 +208,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         revision: str | None = None,
         token: str | SecretStr | None = None,
         cache_dir: str | Path | None = None,
+        on_rerank: OnRerank | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         check_top_k(top_n, name="top_n")
@@ -242,6 +248,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "score_cache": score_cache,
             "cascade": None if cascade is None else [it.to_dict() for it in to_stages(cascade)],
             "stop_when_stable": stop_when_stable,
+            "on_rerank": on_rerank,
             "instruction": instruction,
             "metadata_mode": metadata_mode,
             "meta_fields": meta_fields if meta_fields is None else list(meta_fields),
@@ -265,6 +272,10 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     def class_name(cls) -> str:
         """Name the class in serialised components."""
         return "SIENodePostprocessor"
+
+    def stats(self) -> RerankStats:
+        """Count what this component's calls came to since it was made; see `Reranker.stats`."""
+        return self._reranker.stats()
 
     @field_serializer("fallback")
     def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
@@ -294,6 +305,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             score_cache=self.score_cache,
             cascade=self.cascade,
             stop_when_stable=self.stop_when_stable,
+            on_rerank=self.on_rerank,
             **self._backend_settings,
         )
 

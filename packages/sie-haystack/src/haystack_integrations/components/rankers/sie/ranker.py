@@ -26,9 +26,11 @@ from sie_core.ranking import (
     check_top_k,
 )
 from sie_core.rerank_plan import CallOverrides
+from sie_core.rerank_watch import OnRerank
 from sie_core.reranker import Fallback, Reranker
 from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
+from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ class SIERanker(SIEComponent):
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
             close, and cannot be serialised.
         async_client: The same for `run_async`; without one, a given `client` runs in a thread.
+        on_rerank: Told of each run that has ended, by a `sie_core.RerankEvent`; it is not
+            serialised. What it raises is logged once and fails no run.
 
     Raises:
         InvalidRequestError: (a ValueError) An argument is wrong, or two contradict each other.
@@ -169,6 +173,7 @@ class SIERanker(SIEComponent):
         cache_dir: str | Path | None = None,
         client: ScoringClient | None = None,
         async_client: AsyncScoringClient | None = None,
+        on_rerank: OnRerank | None = None,
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
@@ -219,12 +224,17 @@ class SIERanker(SIEComponent):
         self.score_cache = score_cache
         self.cascade = None if cascade is None else [it.to_dict() for it in to_stages(cascade)]
         self.stop_when_stable = stop_when_stable
+        self.on_rerank = on_rerank
         self.score_threshold = score_threshold
         self.instruction = instruction
         self._document_text  # noqa: B018  it checks the arguments
         self._holder = self._make_holder()
 
     _constructor = __init__
+
+    def stats(self) -> RerankStats:
+        """Count what this component's runs came to since it was made; see `Reranker.stats`."""
+        return self._reranker.stats()
 
     @component.output_types(documents=list[Document])
     def run(
@@ -419,6 +429,7 @@ class SIERanker(SIEComponent):
             score_cache=self.score_cache,
             cascade=self.cascade,
             stop_when_stable=self.stop_when_stable,
+            on_rerank=self.on_rerank,
             **self._backend_settings,
         )
 

@@ -28,14 +28,14 @@ reranker.rerank("How many people live in Berlin?", documents, top_k=1)
 (span,) = spans.get_finished_spans()
 print(span.name)
 for name in ("openinference.span.kind", "reranker.top_k", "sie.num_documents", "reranker.query"):
-    print(f"  {name}: {span.attributes.get(name)}")
-print(reranker.stats().statuses)
+    print(f"  {name} -> {span.attributes.get(name)}")
+print(f"{reranker.stats().num_calls} call so far")
 
 # Expected output:
 # hook: complete, 2 documents, 37 tokens
 # rerank cross-encoder/ms-marco-MiniLM-L12-v2
-#   openinference.span.kind: RERANKER
-#   reranker.top_k: 1
-#   sie.num_documents: 2
-#   reranker.query: None
-# {'complete': 1}
+#   openinference.span.kind -> RERANKER
+#   reranker.top_k -> 1
+#   sie.num_documents -> 2
+#   reranker.query -> None
+# 1 call so far

@@ -106,6 +106,7 @@ class Service:
             ),
         )
         result["model"] = shelved.name
+        result.pop("source", None)  # of use to a cache in this process only
         _note(request, result)
         return result
 

@@ -448,6 +448,7 @@ NOT_SERIALISED = {
     "api_key",
     "token",
     "callback_manager",
+    "on_rerank",
     "mode",  # excludes dtype; has a test of its own
 }
 

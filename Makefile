@@ -8,9 +8,12 @@
 #   make format        format the code
 #   make test-slow     the tests marked slow
 #   make test-browser  the evaluation's report in headless Chromium, which must be installed
+#   make test-schema   many requests, made up from the server's own OpenAPI document
+#   make test-clients  the server under other people's clients, which it installs (Python 3.12, Node)
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
 #   make test-reference  scores and vectors against the model authors' own packages, which it installs
 #   make bench         measurements, in under ten minutes
+#   make soak          30 minutes of calls of every kind: memory, threads and files must not grow
 #   make peers         the libraries that `make bench` then compares with
 #   make clean         remove what the above made
 #
@@ -30,7 +33,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow test-browser test-real-server test-reference check format bench peers clean
+.PHONY: setup fetch demo test test-checkout test-slow test-browser test-schema test-clients test-real-server test-reference check format bench soak peers clean
 
 setup: $(INSTALLED)
 
@@ -39,7 +42,7 @@ $(INSTALLED): $(INPUTS)
 	  { echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another with PYTHON=…"; exit 1; }
 	$(call step,Making $(VENV) with $$($(PYTHON) --version),$(PYTHON) -m venv $(VENV))
 	$(call step,Installing torch,$(PIP) install -q -c constraints.txt torch)
-	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cli$(,)server$(,)evaluation$(,)training$(,)dev]' $(addprefix -e ,$(PACKAGES)))
+	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cache$(,)cli$(,)server$(,)telemetry$(,)evaluation$(,)training$(,)dev]' $(addprefix -e ,$(PACKAGES)))
 	@touch $@
 
 # A comma cannot stand in the arguments of a make function.
@@ -66,6 +69,12 @@ test-slow: fetch
 test-browser: $(INSTALLED)
 	$(call step,Installing the browser's driver,$(PIP) install -q -c constraints.txt playwright)
 	$(call step,Testing the report in Chromium,$(BIN)/python -m pytest -m browser tests/browser)
+
+test-schema: $(INSTALLED)
+	$(call step,Sending what the OpenAPI document allows and forbids,SIE_TEST_SCHEMA_EXAMPLES=1000 $(BIN)/python -m pytest tests/server/test_openapi.py)
+
+test-clients: $(INSTALLED)
+	$(call step,Testing with other people's clients,$(BIN)/python -m pytest -m clients tests/clients)
 
 test-real-server: $(INSTALLED)
 	$(call step,Testing against sie-server itself,$(BIN)/python -m pytest -m real_server tests/real_server)
@@ -112,6 +121,9 @@ bench: fetch
 	@if [ -e $(PEERS)/.installed ]; then \
 	  $(BIN)/python benchmarks/vs_peers.py --quick --shapes mixed --json $(BENCH)/vs_peers.json; \
 	else echo "To compare with other libraries, run: make peers, then make bench again"; fi
+
+soak: fetch
+	@$(BIN)/python benchmarks/soak.py --json $(BENCH)/soak.json
 
 PEERS := .build/peers
 PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import inspect
 import os
 import threading
@@ -21,7 +22,7 @@ from sie_core.fallback import LOCAL, Backend, open_backend
 from sie_core.settings import check_mode
 from sie_core.types import Mode
 
-_RUNTIME = ("_lock", "_opened", "_is_warm")
+_RUNTIME = ("_lock", "_opened", "_is_warm", "_watch")
 """What belongs to one process and is made anew in a copy."""
 
 
@@ -269,9 +270,16 @@ class _Given:
         call = getattr(client, method)
         is_native = inspect.iscoroutinefunction(call)
         setattr(self, method, call if is_native or not is_async else _in_thread(call))
+        for name in ("base_url", "source_of"):
+            if hasattr(client, name):
+                setattr(self, name, getattr(client, name))
+        many = getattr(client, "score_many", None)
+        if many is not None:
+            self.score_many = many if is_native or not is_async else _in_thread(many)
 
 
 def _in_thread(ask: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(ask)
     async def call(*positional: Any, **named: Any) -> Any:
         return await asyncio.to_thread(ask, *positional, **named)
 

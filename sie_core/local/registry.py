@@ -24,6 +24,7 @@ from sie_core.errors import InvalidRequestError, ResourceExhaustedError
 from sie_core.local import memory
 from sie_core.local.model import CountsBytes, Model
 from sie_core.local.scheduler import Scheduler
+from sie_core.telemetry import otel
 
 _logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class LoadedModel:
         copies: The same model on the other GPUs.
         estimated_bytes: What its files say that it holds.
         stamps: Of the files that its weights may be mapped from.
+        identity: Names what it computes; see `memory.identify`.
         calls: Those that use it.
     """
 
@@ -111,6 +113,7 @@ class LoadedModel:
     copies: tuple[Model, ...] = ()
     estimated_bytes: int = 0
     stamps: tuple[memory.FileStamp, ...] = ()
+    identity: str = ""
     calls: Calls = field(default_factory=Calls)
 
     @property
@@ -278,6 +281,12 @@ class Registry:
         with self._lock:
             return self._sources.get(name)
 
+    def find(self, key: ModelKey) -> LoadedModel | None:
+        """Return a model that is in memory by now, and that nobody is waited for."""
+        with self._lock:
+            entry = self._entries.get(key)
+        return None if entry is None else entry.loaded
+
     def drop(self, holder: object) -> None:
         """Unload the models that `holder` was the last to hold, and forget its limits."""
         with self._lock:
@@ -300,12 +309,6 @@ class Registry:
         num_unloaded = len(entries)
         _unload(entries)
         return num_unloaded
-
-    def peek(self, key: ModelKey) -> LoadedModel | None:
-        """Return a model if it is in memory, without counting that as its use."""
-        with self._lock:
-            entry = self._entries.get(key)
-            return None if entry is None else entry.loaded
 
     def loaded(self, holder: object | None = None) -> dict[ModelKey, LoadedModel]:
         """Return the models that are in memory: all, or those that `holder` holds."""
@@ -540,6 +543,23 @@ def _warn_overwritten(entries: list[_Entry]) -> None:
 REGISTRY = Registry()
 """The process's one registry."""
 
+
+def _read_engines() -> list[otel.Reading]:
+    """Return the counters of each model, for whoever collects metrics."""
+    return [
+        (
+            {
+                "sie.model": key.model,
+                "sie.device": ",".join(map(str, key.devices)),
+                "sie.dtype": str(key.dtype).removeprefix("torch."),
+            },
+            loaded.scheduler.stats().as_counters(),
+        )
+        for key, loaded in REGISTRY.loaded().items()
+    ]
+
+
+otel.observe_engines(_read_engines)
 os.register_at_fork(after_in_child=REGISTRY.reset_after_fork)
 atexit.register(REGISTRY.stop)
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
+from sie_core.long_documents import LongDocuments
 from sie_core.ranking import check_score_space, check_top_k
 from sie_core.types import Item, ScoreSpace
 
 if TYPE_CHECKING:
     from sie_core.local.lora import Adapter
 
-SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
+_PLAIN_SCORE_OPTIONS = (
+    "max_length",
+    "max_document_length",
+    "score_space",
+    "batch_size",
+    "lora",
+)
+SCORE_OPTIONS = (*_PLAIN_SCORE_OPTIONS, *long_documents.OPTIONS)
 ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
 
@@ -27,10 +37,12 @@ class ScoreRequest:
         instruction: What the query is to be read by, if anything.
         items: Items with a text or a multivector each.
         max_length: Tokens per sequence; None for the model's own.
+        max_document_length: Tokens of an item's text, by itself; None for as many as fit.
         score_space: What is asked for; None for the model's own.
         batch_size: Sequences per forward pass at most.
         lora: The adapter asked for, a folder or a name; None for the model as it is.
         adapter: The same, once it is loaded.
+        long_documents: What is done with items that are longer than the model reads.
     """
 
     model: str
@@ -38,15 +50,22 @@ class ScoreRequest:
     instruction: str | None
     items: Sequence[Item]
     max_length: int | None = None
+    max_document_length: int | None = None
     score_space: ScoreSpace | None = None
     batch_size: int | None = None
     lora: str | None = None
     adapter: Adapter | None = None
+    long_documents: LongDocuments = field(default_factory=LongDocuments)
 
     @property
     def item_ids(self) -> list[str]:
         """Return the id of each item: the caller's, or one by its position."""
         return [item.get("id") or f"item-{i}" for i, item in enumerate(self.items)]
+
+    @property
+    def num_characters(self) -> float:
+        """Count the characters of all texts; vectors are as many as one likes."""
+        return _num_characters([self.query, *self.items])
 
     @property
     def query_text(self) -> str:
@@ -94,6 +113,11 @@ class EncodeRequest:
     batch_size: int | None = None
 
     @property
+    def num_characters(self) -> float:
+        """Count the characters of all texts."""
+        return _num_characters(self.items)
+
+    @property
     def texts(self) -> list[str]:
         """Return the items' texts."""
         return [item["text"] for item in self.items]
@@ -123,7 +147,21 @@ def check_score_request(
     chosen = _check_options(options or {}, SCORE_OPTIONS)
     for i, item in enumerate(items):
         _check_item(item, f"items[{i}]", may_be_vectors=True)
-    return ScoreRequest(model=model, query=query, instruction=instruction, items=items, **chosen)
+    handling = LongDocuments.from_options(chosen)
+    if chosen["max_document_length"] is not None and handling.how in ("max_passage", "error"):
+        msg = (
+            f"max_document_length={chosen['max_document_length']} cuts documents, and "
+            f"long_documents={handling.how!r} is there so that none is cut: give one of them"
+        )
+        raise InvalidRequestError(msg)
+    return ScoreRequest(
+        model=model,
+        query=query,
+        instruction=instruction,
+        items=items,
+        long_documents=handling,
+        **{name: chosen[name] for name in _PLAIN_SCORE_OPTIONS},
+    )
 
 
 def check_encode_request(
@@ -200,6 +238,10 @@ def _check_item(item: Item, name: str, *, may_be_vectors: bool = False) -> None:
         raise InvalidRequestError(msg)
 
 
+def _num_characters(items: Sequence[Item]) -> float:
+    return sum(len(text) if (text := item.get("text")) is not None else math.inf for item in items)
+
+
 def _text_of(item: Item, name: str, model: str) -> str:
     text = item.get("text")
     if text is None:
@@ -221,7 +263,6 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> dict[str
     if lora is not None and (not isinstance(lora, str) or not lora.strip()):
         msg = f"lora must be the name or the folder of an adapter, but got {lora!r}"
         raise InvalidRequestError(msg)
-    batch_size = options.get("batch_size")
-    if batch_size is not None:
-        check_top_k(batch_size, name="batch_size")
+    for name in ("batch_size", "max_document_length"):
+        check_top_k(options.get(name), name=name)
     return {name: options.get(name) for name in known}

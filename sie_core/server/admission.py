@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Self
 
 from sie_core.server.failures import Failure, RefusedError
+from sie_core.server.recent import RecentCalls
 
 
 class Door:
@@ -13,6 +15,11 @@ class Door:
     Args:
         max_requests: Requests at a time.
         max_bytes: Bytes of their bodies together.
+
+    Attributes:
+        num_requests: Requests that are in.
+        num_bytes: Bytes of their bodies.
+        calls: How those went that are out again.
     """
 
     def __init__(self, *, max_requests: int, max_bytes: int) -> None:
@@ -20,6 +27,7 @@ class Door:
         self._max_bytes = max_bytes
         self.num_requests = 0
         self.num_bytes = 0
+        self.calls = RecentCalls()
 
     def enter(self) -> Visit:
         """Let one more in.
@@ -59,6 +67,7 @@ class Visit:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._began = door.calls.begin()
         self.num_bytes = 0
 
     def grow(self, num_bytes: int) -> None:
@@ -69,5 +78,8 @@ class Visit:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         self._door.leave(self.num_bytes)
+        self._door.calls.end(self._began, has_failed=kind is not None)

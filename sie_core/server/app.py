@@ -9,16 +9,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from sie_core.local import LocalClient
-from sie_core.server import native
+from sie_core.server import cohere, native, openai, openapi, page, status, tei
+from sie_core.server.access_log import write_access
+from sie_core.server.authentication import METRICS_PATH
 from sie_core.server.failures import respond
+from sie_core.server.guards import guards, read_key_file
+from sie_core.server.metrics import Metrics
 from sie_core.server.record import record_of
 from sie_core.server.service import Service
 from sie_core.server.settings import ServerSettings
+from sie_core.server.tracing import TraceRequests
 
 _logger = logging.getLogger(__name__)
 
@@ -30,6 +36,7 @@ def create_app(
     client: LocalClient | None = None,
     *,
     on_failed_start: Callable[[Exception], None] | None = None,
+    is_loopback: bool = False,
 ) -> Starlette:
     """Make the ASGI app.
 
@@ -37,7 +44,12 @@ def create_app(
         settings: Which models, and the limits.
         client: The engine; it is closed with the app. None makes one of defaults.
         on_failed_start: Called where a model that is to be there from the start cannot be loaded.
+        is_loopback: Whether it will listen on this machine's own addresses only.
+
+    Raises:
+        InvalidRequestError: A setting is wrong, or the key file is.
     """
+    keys = read_key_file(settings)
     engine = client or LocalClient(max_queued_tokens=settings.max_queued_tokens)
     service = Service(settings, engine)
 
@@ -50,13 +62,24 @@ def create_app(
             preloading.cancel()
             await service.close()
 
+    metrics = Metrics(service)
     app = Starlette(
-        routes=_routes(),
+        routes=[*_routes(), route(METRICS_PATH, metrics.answer, "GET"), *page.routes()],
+        middleware=[
+            Middleware(TraceRequests),
+            *guards(
+                settings,
+                keys=keys,
+                observers=(write_access, metrics.count),
+                is_loopback=is_loopback,
+            ),
+        ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _plain},
     )
     app.router.redirect_slashes = False
     app.state.service = service
+    app.state.keys = keys
     return app
 
 
@@ -67,6 +90,13 @@ def _routes() -> list[Route]:
         route("/v1/models", native.models, "GET"),
         route("/v1/models/{model:path}/reload", native.reload, "POST"),
         route("/v1/models/{model:path}", native.model, "GET"),
+        route("/v1/status", status.status, "GET"),
+        route("/v1/rerank", cohere.rerank, "POST"),
+        route("/v2/rerank", cohere.rerank_v2, "POST"),
+        route("/rerank", tei.rerank, "POST"),
+        route("/v1/embeddings", openai.embeddings, "POST"),
+        route("/openapi.json", openapi.openapi, "GET"),
+        route("/docs", openapi.docs, "GET"),
         route("/healthz", native.alive, "GET"),
         route("/livez", native.alive, "GET"),
         route("/readyz", native.ready, "GET"),

@@ -19,6 +19,7 @@ from sie_core.remote.codec import JSON, MSGPACK
 from sie_core.server.admission import Visit
 from sie_core.server.failures import CallerGoneError, Failure, RefusedError
 from sie_core.server.record import record_of
+from sie_core.server.values import check_values
 from sie_core.types import Item
 
 _T = TypeVar("_T")
@@ -29,7 +30,7 @@ class ItemBody(msgspec.Struct, kw_only=True):
 
     id: str | None = None
     text: str | None = None
-    metadata: msgspec.Raw = msgspec.Raw()
+    metadata: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class ScoreBody(msgspec.Struct, kw_only=True):
@@ -83,7 +84,9 @@ async def read_body(request: Request, visit: Visit, *, max_bytes: int, seconds: 
                 chunks.append(chunk)
     except TimeoutError as exc:
         message = f"the body did not arrive within {seconds:g} s"
-        failure = Failure(status=408, code="REQUEST_TIMEOUT", message=message)
+        failure = Failure(
+            status=408, code="REQUEST_TIMEOUT", message=message, headers={"Connection": "close"}
+        )
         raise RefusedError(failure) from exc
     except ClientDisconnect as exc:
         raise CallerGoneError from exc
@@ -103,10 +106,13 @@ def decode(body: bytes, content_type: str, shape: type[_T]) -> _T:
     """Decode a body: msgpack where its content type says so, else JSON.
 
     Raises:
-        InvalidRequestError: It is neither, or not of the shape; the message says where.
+        InvalidRequestError: It is neither, or not of the shape, or holds too many values; the
+            message says where.
     """
+    is_msgpack = "msgpack" in content_type.lower()
+    check_values(body, is_msgpack=is_msgpack)
     try:
-        if "msgpack" in content_type.lower():
+        if is_msgpack:
             return msgspec.msgpack.decode(body, type=shape)
         return msgspec.json.decode(body, type=shape)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -81,7 +82,7 @@ def _shapes() -> list[Any]:
     named = []
     for operation in OPERATIONS:
         answered = [answer.shape for answer in operation.answers.values()]
-        named += [operation.body, operation.failure, *answered]
+        named += [operation.body, operation.refusal, *answered]
     return [shape for shape in named if shape is not None]
 
 
@@ -96,11 +97,11 @@ def _describe(operation: Operation, schema_of: Mapping[str, Any]) -> dict[str, A
     answers = {
         str(status): _answer(answer, schema_of) for status, answer in operation.answers.items()
     }
-    for status, description in operation.more_failures.items():
+    for status, description in operation.refusals.items():
         retried = ("Retry-After",) if status in _RETRIED else ()
         refusal = Answer(
             description=description,
-            shape=operation.failure,
+            shape=operation.refusal,
             headers=(*_REFUSAL_HEADERS, *retried),
         )
         answers[str(status)] = _answer(refusal, schema_of)
@@ -172,19 +173,19 @@ def _section(operation: Operation, described: Mapping[str, Any]) -> str:
     title = f"<code>{operation.method} {html.escape(operation.path)}</code>"
     said = (operation.summary, operation.description)
     parts = [f"<section><h2>{title}</h2>"]
-    parts += [f"<p>{html.escape(text)}</p>" for text in said if text]
+    parts += [f"<p>{_prose(text)}</p>" for text in said if text]
     if operation.body is not None:
         content = described["requestBody"]["content"][JSON]
         parts.append(f"<p>Body: {_reference(content['schema'])}</p>")
     if operation.example is not None:
-        written = json.dumps(operation.example)
+        written = json.dumps(operation.example, indent=2)
         command = (
             f"curl http://localhost:8080{operation.path} -H 'Content-Type: application/json' \\\n"
             f"  -H 'Accept: application/json' -d '{written}'"
         )
         parts.append(f"<pre>{html.escape(command)}</pre>")
     rows = [
-        f"<tr><td>{status}</td><td>{html.escape(answer['description'])}</td>"
+        f"<tr><td>{status}</td><td>{_prose(answer['description'])}</td>"
         f"<td>{_contents(answer['content'])}</td></tr>"
         for status, answer in described["responses"].items()
     ]
@@ -206,8 +207,12 @@ def _schema(schema: Mapping[str, Any]) -> str:
         f"<td>{'required' if name in required else ''}</td></tr>"
         for name, described in schema.get("properties", {}).items()
     ]
-    text = html.escape(schema.get("description", "")).replace("`", "")
-    return f"<p>{text}</p><table>{''.join(rows)}</table>"
+    return f"<p>{_prose(schema.get('description', ''))}</p><table>{''.join(rows)}</table>"
+
+
+def _prose(text: str) -> str:
+    """Write text with `code` in it."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _reference(schema: Mapping[str, Any]) -> str:

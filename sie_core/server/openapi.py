@@ -27,6 +27,12 @@ from sie_core.server.operations import (
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 _REFUSAL_HEADERS: Final = ("X-SIE-Error-Code",)
+_HEAD_TOO_LARGE: Final = {
+    "description": "Request line and headers are too large; told before any route is found.",
+    "content": {JSON: {"schema": {"$ref": "#/components/schemas/DetailReply"}}},
+}
+"""What any operation may answer with besides."""
+
 _RETRIED: Final = (429, 503)
 """Statuses that say when to come back."""
 
@@ -71,6 +77,7 @@ def document() -> dict[str, Any]:
                 name: {"description": description, "schema": schema}
                 for name, (description, schema) in HEADERS.items()
             },
+            "responses": {"HeadTooLarge": _HEAD_TOO_LARGE},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
@@ -105,6 +112,7 @@ def _describe(operation: Operation, schema_of: Mapping[str, Any]) -> dict[str, A
             headers=(*_REFUSAL_HEADERS, *retried),
         )
         answers[str(status)] = _answer(refusal, schema_of)
+    answers["431"] = {"$ref": "#/components/responses/HeadTooLarge"}
     described: dict[str, Any] = {
         "operationId": operation.name,
         "tags": [operation.group],
@@ -188,6 +196,7 @@ def _section(operation: Operation, described: Mapping[str, Any]) -> str:
         f"<tr><td>{status}</td><td>{_prose(answer['description'])}</td>"
         f"<td>{_contents(answer['content'])}</td></tr>"
         for status, answer in described["responses"].items()
+        if "$ref" not in answer
     ]
     parts.append(f"<table>{''.join(rows)}</table></section>")
     return "".join(parts)

@@ -84,6 +84,15 @@ def test_the_page_shows_every_operation_and_fetches_nothing(served: Server) -> N
     assert all(f'id="{link[1:]}"' in reply.text for link in links if link.startswith("#"))
 
 
+def test_a_head_that_is_too_large_is_answered_as_described(served: Server) -> None:
+    """On every operation, before its route is found."""
+    reply = httpx.get(f"{served.url}/v1/models", headers={"X-Long": "x" * 70_000})
+    assert reply.status_code == 431
+    assert set(reply.json()["detail"]) == {"code", "message"}
+    described = [answer for path in document()["paths"].values() for answer in path.values()]
+    assert all("431" in operation["responses"] for operation in described)
+
+
 def model_for(operation: Operation) -> str:
     """Name a model that can do what an operation is for."""
     is_encoding = operation.name in {"encode", "embeddings"}

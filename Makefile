@@ -8,6 +8,8 @@
 #   make format        format the code
 #   make test-slow     the tests marked slow
 #   make test-browser  the evaluation's report in headless Chromium, which must be installed
+#   make test-schema   many requests, made up from the server's own OpenAPI document
+#   make test-clients  the server under other people's clients, which it installs (Python 3.12, Node)
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
 #   make test-reference  scores and vectors against the model authors' own packages, which it installs
 #   make bench         measurements, in under ten minutes
@@ -30,7 +32,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow test-browser test-real-server test-reference check format bench peers clean
+.PHONY: setup fetch demo test test-checkout test-slow test-browser test-schema test-clients test-real-server test-reference check format bench peers clean
 
 setup: $(INSTALLED)
 
@@ -66,6 +68,12 @@ test-slow: fetch
 test-browser: $(INSTALLED)
 	$(call step,Installing the browser's driver,$(PIP) install -q -c constraints.txt playwright)
 	$(call step,Testing the report in Chromium,$(BIN)/python -m pytest -m browser tests/browser)
+
+test-schema: $(INSTALLED)
+	$(call step,Sending what the OpenAPI document allows and forbids,SIE_TEST_SCHEMA_EXAMPLES=1000 $(BIN)/python -m pytest tests/server/test_openapi.py)
+
+test-clients: $(INSTALLED)
+	$(call step,Testing with other people's clients,$(BIN)/python -m pytest -m clients tests/clients)
 
 test-real-server: $(INSTALLED)
 	$(call step,Testing against sie-server itself,$(BIN)/python -m pytest -m real_server tests/real_server)

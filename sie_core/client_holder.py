@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import inspect
 import os
 import threading
@@ -269,9 +270,16 @@ class _Given:
         call = getattr(client, method)
         is_native = inspect.iscoroutinefunction(call)
         setattr(self, method, call if is_native or not is_async else _in_thread(call))
+        for name in ("base_url", "source_of"):
+            if hasattr(client, name):
+                setattr(self, name, getattr(client, name))
+        many = getattr(client, "score_many", None)
+        if many is not None:
+            self.score_many = many if is_native or not is_async else _in_thread(many)
 
 
 def _in_thread(ask: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(ask)
     async def call(*positional: Any, **named: Any) -> Any:
         return await asyncio.to_thread(ask, *positional, **named)
 

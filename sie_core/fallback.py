@@ -35,6 +35,7 @@ from sie_core.errors import (
     SIEError,
 )
 from sie_core.ranking import match_scores
+from sie_core.score_cache import source_of
 from sie_core.settings import BreakerSettings
 from sie_core.types import Item, ScoreResult
 
@@ -269,11 +270,15 @@ class _Race:
 
     def _answered(self, link: _Link, reply: Mapping[str, Any]) -> ChainResult:
         is_other = link.model is not None and link.model != self.call.model
+        lora = (self.call.arguments.get("options") or {}).get("lora")
+        source = reply.get("source") or source_of(link.client(), self.call.model, lora)
         result: ChainResult = {
             **reply,  # type: ignore[typeddict-item]
             "status": "degraded" if is_other else "complete",
             "served_by": link.name,
         }
+        if source is not None:
+            result["source"] = source
         reason = self._reason()
         if is_other:
             reason = "; ".join(filter(None, [reason, f"scored with {link.model}"]))
@@ -380,6 +385,17 @@ class _Chain:
     def states(self) -> dict[str, CircuitState]:
         """The state of each backend's circuit breaker."""
         return {link.name: link.breaker.state for link in self._links if not link.is_last_resort}
+
+    def source_of(self, model: str, lora: str | None) -> str | None:
+        """Say whose scores the first backend would give now; see `sie_core.score_cache`."""
+        first = self._links[0]
+        is_other = first.model is not None and first.model != model
+        if is_other or first.is_last_resort:
+            return None
+        try:
+            return source_of(first.client(), model, lora)
+        except SIEError:  # an extra is not installed: the call will say so, or ask the next
+            return None
 
     def __repr__(self) -> str:
         names = ", ".join(repr(link.name) for link in self._links)

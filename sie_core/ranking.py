@@ -16,7 +16,7 @@ from sie_core.errors import InvalidRequestError, InvalidResponseError
 from sie_core.types import RerankSpace, ScoreSpace, Usage
 
 MARK_KEYS = frozenset({"rerank_status", "rerank_served_by", "rerank_reason"})
-"""Where a degraded answer marks a document. Those of an earlier stage speak of that stage only."""
+"""Where an answer that is not complete marks a document. An earlier stage's speak of that alone."""
 
 MODEL_SCORE_KEY = "model_score"
 """Where a document's metadata has what the model gave, if its score is calibrated or fused."""
@@ -34,12 +34,14 @@ class RankedEntry:
         score: What it is ordered by; None: unscored.
         rank: 0 is the best.
         model_score: Where `score` is calibrated or fused: what the model gave; else None.
+        stage_scores: Of a cascade: what each of its stages gave, None where it was not asked.
     """
 
     index: int
     score: float | None
     rank: int
     model_score: float | None = None
+    stage_scores: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,25 +51,35 @@ class Ranking:
     Attributes:
         entries: The candidates that remain after `score_threshold` and `top_k`, best first.
         model: The model that was asked for.
-        status: `complete`, or `degraded` when the order is not the requested model's.
+        status: `complete`; `partial` when time was up, or the call stopped early, before all were
+            scored; `degraded` when the order is not the requested model's.
         served_by: Who answered: `local`, or a server's address.
-        reason: Why backends before the one that answered did not, else None.
+        reason: Why backends before the one that answered did not, or why it is partial; else None.
         score_space: `raw`, `probability` or `calibrated`; None where the backend does not say.
-        usage: Tokens consumed and items truncated, as far as the backend tells.
+        usage: Tokens consumed and items truncated, as far as the backend tells, of all models
+            asked together. Equal texts are sent once; what comes from a score cache consumes
+            nothing.
+        num_scored: Candidates that the model scored, those cut by now included.
+        num_unscored: Candidates with text that it did not score. In a cascade those are not counted
+            that were never to reach it.
+        num_cached: Candidates whose score came from the score cache.
     """
 
     entries: tuple[RankedEntry, ...]
     model: str
-    status: Literal["complete", "degraded"] = "complete"
+    status: Literal["complete", "partial", "degraded"] = "complete"
     served_by: str = "local"
     reason: str | None = None
     score_space: RerankSpace | None = None
     usage: Usage = field(default_factory=Usage)
+    num_scored: int = 0
+    num_unscored: int = 0
+    num_cached: int = 0
 
     @property
     def marks(self) -> dict[str, str]:
-        """What a degraded answer says of itself in a document's metadata; empty otherwise."""
-        if self.status != "degraded":
+        """What an answer that is not complete says of itself in a document's metadata."""
+        if self.status == "complete":
             return {}
         return {
             "rerank_status": self.status,
@@ -90,6 +102,7 @@ def rank(
     top_k: int | None = None,
     score_threshold: float | None = None,
     order_by: Sequence[float | None] | None = None,
+    unscored: Sequence[int] | None = None,
 ) -> tuple[RankedEntry, ...]:
     """Order candidates by score, best first.
 
@@ -98,6 +111,8 @@ def rank(
         top_k: Keep at most this many; None keeps all.
         score_threshold: Keep scored candidates with `score >= score_threshold`; None keeps all.
         order_by: Finer numbers to order by, for scores that make ties of what differs.
+        unscored: The candidates without a score that are to stay, in their order; None means all,
+            in retrieval order.
 
     Raises:
         InvalidRequestError: `top_k` below 1, or a threshold that is not a finite number.
@@ -106,10 +121,10 @@ def rank(
     check_top_k(top_k)
     check_score_threshold(score_threshold)
     scored: list[tuple[float, int]] = []
-    unscored: list[int] = []
+    without: list[int] = []
     for index, score in enumerate(scores):
         if score is None:
-            unscored.append(index)
+            without.append(index)
         elif not math.isfinite(score):
             msg = f"candidate {index} has the score {score}, which cannot be ordered"
             raise InvalidResponseError(msg)
@@ -118,7 +133,7 @@ def rank(
             scored.append((-key if key is not None else -score, index))
     scored.sort()
     order: list[tuple[int, float | None]] = [(index, scores[index]) for _, index in scored]
-    order += [(index, None) for index in unscored]
+    order += [(index, None) for index in (without if unscored is None else unscored)]
     return tuple(
         RankedEntry(index=index, score=score, rank=position)
         for position, (index, score) in enumerate(order[:top_k])
@@ -126,6 +141,13 @@ def rank(
 
 
 def match_scores(entries: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[float]:
+    """Do what `match_entries` does, and return the scores alone."""
+    return [float(entry["score"]) for entry in match_entries(entries, ids)]
+
+
+def match_entries(
+    entries: Sequence[Mapping[str, Any]], ids: Sequence[str]
+) -> list[Mapping[str, Any]]:
     """Put a reply's scores in the order of the ids sent, trusting nothing about the reply.
 
     Args:
@@ -133,13 +155,13 @@ def match_scores(entries: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> li
         ids: The ids sent, unique.
 
     Returns:
-        One finite score per id, in the order of `ids`.
+        One entry per id, with a finite score, in the order of `ids`.
 
     Raises:
         InvalidResponseError: An id is missing, doubled or unknown, or a score is not finite.
     """
     expected = set(ids)
-    found: dict[str, float] = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
         item_id = entry.get("item_id")
         if item_id not in expected:
@@ -156,7 +178,7 @@ def match_scores(entries: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> li
         ):
             msg = f"the reply's score for item {item_id!r} is not a finite number: {score!r}"
             raise InvalidResponseError(msg)
-        found[item_id] = float(score)
+        found[item_id] = entry
     missing = [item_id for item_id in ids if item_id not in found]
     if missing:
         named = ", ".join(repr(item_id) for item_id in missing[:_MAX_NAMED_IDS])

@@ -1,52 +1,36 @@
 """`Reranker`: the one object that all three framework components hold.
 
-It turns texts into items, asks a client for scores, and turns the reply into a `Ranking`. What is
-pure stands in `_prepare` and `_to_ranking`; `rerank` and `arerank` differ only in how they call.
-Whose client that is, and its life, is in `ClientHolder`.
+It checks a call's arguments and lets a plan be run (`sie_core.rerank_plan`), which says what is
+asked and makes a `Ranking` of the replies; `rerank` and `arerank` differ only in how it is run.
+Whose client is asked, and its life, is in `ClientHolder`.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 from sie_core.calibration import Calibration
+from sie_core.cascade import Stage, to_stages
 from sie_core.client_holder import ClientHolder, check_text
+from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
-from sie_core.fusion import check_retrieval_weight, fuse_scores
-from sie_core.ranking import (
-    Ranking,
-    check_score_space,
-    check_score_threshold,
-    check_top_k,
-    match_scores,
-    rank,
-)
+from sie_core.fusion import check_retrieval_weight
+from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
+from sie_core.rerank_plan import CallOverrides, CallSettings, RerankCall, rerank_plan, to_pairs
+from sie_core.score_cache import ScoreCache, source_of
 from sie_core.settings import DEFAULT_MODEL
-from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient, Usage
+from sie_core.stage_plan import STABLE_TOP_K, Keeping, Patience
+from sie_core.steps import Plan, arun, failed, run, together
+from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
 """`local`, `retrieval_order`, a server's address, or a client."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    """One checked call: what is sent, and how the reply becomes a ranking."""
-
-    query: Item
-    items: list[Item]
-    indices: list[int]
-    num_documents: int
-    arguments: dict[str, Any]
-    top_k: int | None
-    score_threshold: float | None
-    calibration: Calibration | None
-    retrieval_weight: float | None
-    retrieval_scores: Sequence[float]
 
 
 class Reranker(ClientHolder):
@@ -79,6 +63,19 @@ class Reranker(ClientHolder):
             z-scores (`sie_core.fusion.fuse_scores`); None leaves it out. Each ranked entry's score
             is then the mix; the threshold is held against the score before it.
         options: Passed on to the client's `score`, such as `{"max_length": 256}`.
+        max_latency_ms: Return after this time with what is scored by then, best first; the rest
+            follows in retrieval order, unscored, and the status is `partial`. It holds for loading,
+            for a server and for a fallback too, and takes the place of a longer `timeout_seconds`.
+        score_cache: Keep scores, and do not compute them again: the bytes to keep, or a
+            `ScoreCache` that several rerankers share; None keeps none. A server's scores are kept
+            by its address and the model's name: clear the cache when it gets other weights.
+        cascade: Cheaper models that score before this one, each with the part, or the number, of
+            documents that go on: `[Stage("cross-encoder/ms-marco-TinyBERT-L2-v2", keep=0.3)]`, or
+            pairs. What does not go on stands behind, in that model's order, without a score of this
+            one; a `score_threshold` leaves it out.
+        stop_when_stable: Stop after so many batches in a row that left the top `top_k` (or 10) as
+            it was; the rest follows unscored. A heuristic: a better document may be further down.
+            A batch is `batch_size` documents, or 16.
         gpu: Machine profile on a remote cluster, such as `l4`; without meaning in-process.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
         timeout_seconds: Bound on one whole call, loading and retries included; None means 180 on
@@ -122,6 +119,10 @@ class Reranker(ClientHolder):
         calibration: str | Path | Calibration | None = None,
         fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
+        max_latency_ms: float | None = None,
+        score_cache: ScoreCache | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float]] | None = None,
+        stop_when_stable: int | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
         timeout_seconds: float | None = None,
@@ -141,6 +142,11 @@ class Reranker(ClientHolder):
         check_score_space(score_space, spaces=RerankSpace)
         check_retrieval_weight(fuse_retrieval_score)
         check_text(lora=lora)
+        check_timeout_seconds(max_latency_ms, name="max_latency_ms")
+        check_top_k(stop_when_stable, name="stop_when_stable")
+        if cascade and revision is not None:
+            msg = "revision cannot be combined with cascade: name models by folders instead"
+            raise InvalidRequestError(msg)
         super().__init__(
             model,
             base_url=base_url,
@@ -169,6 +175,10 @@ class Reranker(ClientHolder):
         self.score_space = score_space
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
+        self.max_latency_ms = max_latency_ms
+        self.score_cache = ScoreCache.of(score_cache)
+        self.cascade = to_stages(cascade)
+        self.stop_when_stable = stop_when_stable
         self._calibration = calibration
         self._cache_dir = cache_dir
         if self.base_url is not None or fallback is not None:
@@ -185,6 +195,7 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
+        max_latency_ms: float | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -198,27 +209,22 @@ class Reranker(ClientHolder):
             retrieval_scores: The first stage's, one for each document, higher is better; needed
                 with `fuse_retrieval_score` only.
             fuse_retrieval_score: Instead of the constructor's; None means that one.
+            max_latency_ms: The same.
 
         Raises:
             InvalidRequestError: An argument is wrong.
             SIEError: The model could not be had, loaded or run, or time ran out.
         """
-        call = self._prepare(
-            query,
-            documents,
+        settings = CallSettings(
             top_k=top_k,
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
-            retrieval_scores=retrieval_scores,
-            retrieval_weight=fuse_retrieval_score,
+            fuse_retrieval_score=fuse_retrieval_score,
+            max_latency_ms=max_latency_ms,
         )
-        if not call.items:
-            return self._to_ranking(call, None)
-        reply = self._open(is_async=False).score(
-            self.model, call.query, call.items, **call.arguments
-        )
-        return self._to_ranking(call, reply)
+        call = self._call(query, documents, retrieval_scores, settings, is_async=False)
+        return run(rerank_plan(call), lambda: self._open(is_async=False))
 
     async def arerank(
         self,
@@ -231,23 +237,109 @@ class Reranker(ClientHolder):
         score_space: RerankSpace | None = None,
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
+        max_latency_ms: float | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
-        call = self._prepare(
-            query,
-            documents,
+        settings = CallSettings(
             top_k=top_k,
             score_threshold=score_threshold,
             instruction=instruction,
             score_space=score_space,
-            retrieval_scores=retrieval_scores,
-            retrieval_weight=fuse_retrieval_score,
+            fuse_retrieval_score=fuse_retrieval_score,
+            max_latency_ms=max_latency_ms,
         )
-        if not call.items:
-            return self._to_ranking(call, None)
-        score = self._open(is_async=True).score
-        reply = await score(self.model, call.query, call.items, **call.arguments)
-        return self._to_ranking(call, reply)
+        call = self._call(query, documents, retrieval_scores, settings, is_async=True)
+        return await arun(rerank_plan(call), lambda: self._open(is_async=True))
+
+    @overload
+    def rank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: Literal[False] = False,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking]: ...
+
+    @overload
+    def rank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking | Exception]: ...
+
+    def rank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool = False,
+        **settings: Unpack[CallOverrides],
+    ) -> Sequence[Ranking | Exception]:
+        """Rerank the documents of several queries at once, so that they share batches.
+
+        Args:
+            queries: Pairs of a query and its documents.
+            retrieval_scores: A list for each query; see `rerank`.
+            return_exceptions: An error stands in the place of its query's ranking, and the others
+                are ranked; otherwise the first one is raised.
+            settings: What `rerank` takes, for each query; `max_latency_ms` is of all together.
+
+        Returns:
+            A ranking for each query, in their order.
+
+        Raises:
+            SIEError: As for `rerank`. A wrong argument is found before anything is computed.
+        """
+        plan = self._plan_many(
+            queries,
+            retrieval_scores,
+            CallSettings.of(settings),
+            is_async=False,
+            return_exceptions=return_exceptions,
+        )
+        return run(plan, lambda: self._open(is_async=False))
+
+    @overload
+    async def arank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: Literal[False] = False,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking]: ...
+
+    @overload
+    async def arank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool,
+        **settings: Unpack[CallOverrides],
+    ) -> list[Ranking | Exception]: ...
+
+    async def arank_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        *,
+        retrieval_scores: Sequence[Sequence[float | None]] | None = None,
+        return_exceptions: bool = False,
+        **settings: Unpack[CallOverrides],
+    ) -> Sequence[Ranking | Exception]:
+        """Do what `rank_many` does, without blocking the event loop."""
+        plan = self._plan_many(
+            queries,
+            retrieval_scores,
+            CallSettings.of(settings),
+            is_async=True,
+            return_exceptions=return_exceptions,
+        )
+        return await arun(plan, lambda: self._open(is_async=True))
 
     @property
     def circuit_states(self) -> dict[str, str]:
@@ -298,48 +390,85 @@ class Reranker(ClientHolder):
         # Whoever moves from a server to this process by leaving out base_url may leave this as is.
         return [self._backend(other) for other in others if not (self.is_local and other == LOCAL)]
 
-    def _prepare(
+    def _plan_many(
+        self,
+        queries: Sequence[tuple[str, Sequence[str | None]]],
+        retrieval_scores: Sequence[Sequence[float | None]] | None,
+        settings: CallSettings,
+        *,
+        is_async: bool,
+        return_exceptions: bool,
+    ) -> Plan[list[Ranking | Exception]]:
+        """Check all calls, and make one plan of theirs."""
+        pairs = to_pairs(queries)
+        if retrieval_scores is not None and len(retrieval_scores) != len(pairs):
+            msg = f"retrieval_scores has {len(retrieval_scores)} lists for {len(pairs)} queries"
+            raise InvalidRequestError(msg)
+        patience = self._patience(settings, num_together=len(pairs))
+        plans: list[Plan[Ranking]] = []
+        for position, (query, documents) in enumerate(pairs):
+            scores = None if retrieval_scores is None else retrieval_scores[position]
+            try:
+                call = self._call(query, documents, scores, settings, is_async=is_async)
+            except InvalidRequestError as exc:
+                if not return_exceptions:
+                    exc.add_note(f"in queries[{position}]")
+                    raise
+                plans.append(failed(exc))
+            else:
+                plans.append(rerank_plan(replace(call, patience=patience)))
+        return together(plans, return_exceptions=return_exceptions)
+
+    def _call(
         self,
         query: str,
         documents: Sequence[str | None],
-        *,
-        top_k: int | None,
-        score_threshold: float | None,
-        instruction: str | None,
-        score_space: RerankSpace | None,
         retrieval_scores: Sequence[float | None] | None,
-        retrieval_weight: float | None,
-    ) -> _Call:
-        """Check one call's arguments and choose what is sent: blank documents are not."""
-        check_top_k(top_k)
-        check_score_threshold(score_threshold)
-        check_score_space(score_space, spaces=RerankSpace)
-        check_text(instruction=instruction)
-        _check_documents(documents)
-        indices = [i for i, text in enumerate(documents) if text is not None and text.strip()]
-        if documents:
-            _check_query(query)
-        check_retrieval_weight(retrieval_weight)
-        weight = self.fuse_retrieval_score if retrieval_weight is None else retrieval_weight
-        space: RerankSpace | None = score_space or self.score_space
+        settings: CallSettings,
+        *,
+        is_async: bool,
+    ) -> RerankCall:
+        """Check one call's arguments; what it leaves out is the constructor's."""
+        space: RerankSpace | None = settings.score_space or self.score_space
         calibration = self._find_calibration() if space == "calibrated" else None
         if calibration is not None:
             space = calibration.score_space
-        return _Call(
-            query=Item(text=query),
-            items=[Item(id=str(i), text=documents[i] or "") for i in indices],
-            indices=indices,
-            num_documents=len(documents),
+        weight, threshold = settings.fuse_retrieval_score, settings.score_threshold
+        return RerankCall(
+            model=self.model,
+            backend=self.base_url or LOCAL,
+            query=query,
+            documents=documents,
             arguments=self._arguments(
-                instruction or self.instruction, score_space=space, lora=self.lora
+                settings.instruction or self.instruction, score_space=space, lora=self.lora
             ),
-            top_k=self.top_k if top_k is None else top_k,
-            score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+            top_k=self.top_k if settings.top_k is None else settings.top_k,
+            score_threshold=self.score_threshold if threshold is None else threshold,
             calibration=calibration,
-            retrieval_weight=weight,
-            retrieval_scores=()
-            if weight is None
-            else _check_retrieval_scores(retrieval_scores, indices, len(documents)),
+            retrieval_weight=self.fuse_retrieval_score if weight is None else weight,
+            retrieval_scores=retrieval_scores,
+            cascade=self.cascade,
+            patience=self._patience(settings),
+            keeping=Keeping(
+                cache=self.score_cache,
+                source_of=lambda model, lora: source_of(self._open(is_async=is_async), model, lora),
+            ),
+        )
+
+    def _patience(self, settings: CallSettings, *, num_together: int = 1) -> Patience:
+        """Start the clock of one call."""
+        top_k = self.top_k if settings.top_k is None else settings.top_k
+        latency_ms = settings.max_latency_ms or self.max_latency_ms
+        if latency_ms is None:
+            moment = math.inf
+        else:
+            seconds = min(latency_ms / 1000, self.timeout_seconds or math.inf)
+            moment = time.monotonic() + seconds
+        return Patience(
+            moment=moment,
+            num_together=num_together,
+            stop_when_stable=self.stop_when_stable,
+            top_k=top_k or STABLE_TOP_K,
         )
 
     def _find_calibration(self) -> Calibration:
@@ -353,97 +482,6 @@ class Reranker(ClientHolder):
             )
         return self._calibration
 
-    def _to_ranking(self, call: _Call, reply: Mapping[str, Any] | None) -> Ranking:
-        """Match scores to documents through the ids sent, and order them."""
-        reply = reply or {"scores": []}
-        is_degraded = reply.get("status") == "degraded"
-        scores: list[float | None] = [None] * call.num_documents
-        if reply["scores"] or not is_degraded:  # retrieval order comes without scores
-            found = match_scores(reply["scores"], [str(i) for i in call.indices])
-            for index, score in zip(call.indices, found, strict=True):
-                scores[index] = score
-            self._check_score_space(call, reply)
-        space: RerankSpace | None = reply.get("score_space")
-        shown, order_by = scores, scores
-        if call.calibration is not None and space == call.calibration.score_space:
-            probability = call.calibration.probability
-            shown = [None if score is None else probability(score) for score in scores]
-            space = "calibrated"
-        if call.retrieval_weight is not None:
-            order_by = _fused(shown, call, call.retrieval_weight)
-        entries = rank(
-            shown,
-            order_by=order_by,
-            top_k=call.top_k,
-            # Another model's scores are not measured against the threshold of this one's.
-            score_threshold=None if is_degraded else call.score_threshold,
-        )
-        if call.retrieval_weight is not None:
-            entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
-        if order_by is not scores or shown is not scores:
-            entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
-        return Ranking(
-            entries=entries,
-            model=self.model,
-            status="degraded" if is_degraded else "complete",
-            served_by=reply.get("served_by") or self.base_url or LOCAL,
-            reason=reply.get("reason"),
-            score_space=space,
-            usage=reply.get("usage") or Usage(),
-        )
-
-    def _check_score_space(self, call: _Call, reply: Mapping[str, Any]) -> None:
-        wanted = call.arguments.get("options", {}).get("score_space")
-        got = reply.get("score_space")
-        if call.items and wanted is not None and got != wanted:
-            msg = (
-                f"score_space={wanted!r} was asked for, but the backend gave "
-                f"{got or 'scores without saying which they are'}; leave score_space out to take "
-                "them as they are"
-            )
-            raise InvalidRequestError(msg)
-
-
-def _fused(scores: Sequence[float | None], call: _Call, weight: float) -> list[float | None]:
-    """Mix the model's scores with the retrieval scores; what has no score gets none."""
-    fused: list[float | None] = [None] * len(scores)
-    model_scores = [scores[index] for index in call.indices]
-    known = [score for score in model_scores if score is not None]
-    if len(known) != len(model_scores):  # retrieval order: there is nothing to mix
-        return fused
-    mixed = fuse_scores(known, call.retrieval_scores, retrieval_weight=weight)
-    for index, score in zip(call.indices, mixed, strict=True):
-        fused[index] = score
-    return fused
-
-
-def _check_retrieval_scores(
-    scores: Sequence[float | None] | None, indices: Sequence[int], num_documents: int
-) -> list[float]:
-    """Return the retrieval scores of the documents that are sent.
-
-    Raises:
-        InvalidRequestError: One is missing, or no finite number.
-    """
-    if scores is None or len(scores) != num_documents:
-        got = "none" if scores is None else f"{len(scores)}"
-        msg = (
-            f"fuse_retrieval_score needs a retrieval score for each of {num_documents} documents, "
-            f"but got {got}; leave it None to order by the reranker alone"
-        )
-        raise InvalidRequestError(msg)
-    found: list[float] = []
-    for index in indices:
-        score = scores[index]
-        if score is None or not math.isfinite(score):
-            msg = (
-                f"fuse_retrieval_score needs every document's retrieval score, but document "
-                f"{index} has {score!r}; leave it None to order by the reranker alone"
-            )
-            raise InvalidRequestError(msg)
-        found.append(float(score))
-    return found
-
 
 def _without_secrets(fallback: Any) -> Any:
     if isinstance(fallback, Backend):
@@ -454,19 +492,3 @@ def _without_secrets(fallback: Any) -> Any:
 
 
 _CHAINS = (FallbackClient, AsyncFallbackClient)
-
-
-def _check_query(query: object) -> None:
-    if not isinstance(query, str) or not query.strip():
-        msg = f"query must be a string with text in it, but got {query!r}"
-        raise InvalidRequestError(msg)
-
-
-def _check_documents(documents: object) -> None:
-    if isinstance(documents, str) or not isinstance(documents, Sequence):
-        msg = f"documents must be a list of strings, but got {type(documents).__name__}"
-        raise InvalidRequestError(msg)
-    for index, text in enumerate(documents):
-        if text is not None and not isinstance(text, str):
-            msg = f"documents[{index}] must be a string or None, but got {type(text).__name__}"
-            raise InvalidRequestError(msg)

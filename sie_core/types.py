@@ -73,7 +73,11 @@ class Timing(TypedDict, total=False):
 
 
 class ScoreResult(TypedDict):
-    """Scores of one query against its items, best first."""
+    """Scores of one query against its items, best first.
+
+    `source` names the very weights that gave the scores, where they are known: another name means
+    that scores may differ.
+    """
 
     model: str
     query_id: str | None
@@ -81,6 +85,7 @@ class ScoreResult(TypedDict):
     usage: NotRequired[Usage]
     score_space: NotRequired[ScoreSpace]
     timing: NotRequired[Timing]
+    source: NotRequired[str]
 
 
 class SparseVector(TypedDict):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import signal
 import string
+import subprocess
+import sys
 import threading
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -193,108 +198,69 @@ def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture
+def serve_command() -> Any:
+    """`running_command`."""
+    return running_command
+
+
 @pytest.fixture(scope="session")
-def sie_server(tiny_bert: Path, tiny_embedder: Path) -> Iterator[str]:
-    """The address of a server that speaks the SIE protocol.
-
-    It scores as `test/tiny-bert` and encodes as `test/tiny-embedder`.
-    """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _ScoreHandler)
-    server.daemon_threads = True
-    server.model_folder = str(tiny_bert)  # type: ignore[attr-defined]
-    server.embedder_folder = str(tiny_embedder)  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def served_adapter(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of random weights for `tiny_bert`."""
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "random", tiny_bert)
 
 
-class _ScoreHandler(BaseHTTPRequestHandler):
-    """Answers as sie-server does, with the scores of a tiny model in this process."""
+@pytest.fixture(scope="session")
+def sie_server(tiny_bert: Path) -> Iterator[str]:
+    """The address of `sie serve`, in a process of its own, which scores as `test/tiny-bert`."""
+    with running_command(f"test/tiny-bert={tiny_bert}") as (url, _):
+        yield url
 
-    protocol_version = "HTTP/1.1"  # keeps connections
-    disable_nagle_algorithm = True
 
-    def do_GET(self) -> None:
-        """Answer what `sie health` asks."""
-        model = {"name": "test/tiny-bert", "outputs": ["score"], "state": "loaded"}
-        if self.path == "/healthz":
-            self._reply(HTTPStatus.OK, b"ok", "text/plain")
-        elif self.path == "/v1/models":
-            self._reply(HTTPStatus.OK, json.dumps({"models": [model]}).encode())
+@pytest.fixture(scope="session")
+def encoding_server(tiny_bert: Path, tiny_embedder: Path) -> Iterator[str]:
+    """The same, encoding as `test/tiny-embedder`, in float32: rounding is not its users' affair."""
+    models = (f"test/tiny-embedder={tiny_embedder}", f"test/tiny-bert={tiny_bert}")
+    with running_command(*models, "--mode", "exact") as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def running_command(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run `sie serve` until the end of the block; give its address, when it is ready, and it."""
+    command = [sys.executable, "-m", "sie_core.cli", "serve", "--port", "0"]
+    with subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("sie serves at "):
+                break
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
+            pytest.fail("".join(lines))
+        # Its log is read to the end, or the pipe would be full some time.
+        reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        url = lines[-1].split()[-1]
+        try:
+            _wait_until_ready(url)
+            yield url, process
+        finally:
+            process.terminate()
+            process.wait(_SERVER_PATIENCE_SECONDS)
+            reader.join(_SERVER_PATIENCE_SECONDS)
 
-    def do_POST(self) -> None:
-        """Score or encode, in msgpack or JSON as the request is."""
-        import msgpack
 
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        is_msgpack = "msgpack" in self.headers.get("Content-Type", "")
-        request = msgpack.unpackb(body) if is_msgpack else json.loads(body)
-        path = self.path.replace("%2F", "/")
-        if path == "/v1/score/test/tiny-bert":
-            reply = self._score(request)
-        elif path == "/v1/encode/test/tiny-embedder":
-            reply = self._encode(request, is_msgpack=is_msgpack)
-        elif path == "/v1/encode/test/tiny-bert":
-            message = "Model 'test/tiny-bert' does not support output types: {'dense'}"
-            self._refuse(HTTPStatus.BAD_REQUEST, "INVALID_INPUT", message)
+_SERVER_PATIENCE_SECONDS = 60
+
+
+def _wait_until_ready(url: str) -> None:
+    """Wait until a server has loaded its models."""
+    for _ in range(10 * _SERVER_PATIENCE_SECONDS):
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/readyz"):  # noqa: S310  it is ours
             return
-        else:
-            self._refuse(HTTPStatus.NOT_FOUND, "MODEL_NOT_FOUND", f"no {self.path}")
-            return
-        if "msgpack" in self.headers.get("Accept", ""):
-            self._reply(HTTPStatus.OK, msgpack.packb(reply), "application/msgpack")
-        else:
-            self._reply(HTTPStatus.OK, json.dumps(reply).encode())
-
-    def _score(self, request: dict[str, Any]) -> dict[str, Any]:
-        from sie_core.local import LocalClient
-
-        folder = self.server.model_folder  # type: ignore[attr-defined]
-        instruction = request.get("instruction")
-        result = LocalClient().score(
-            folder, request["query"], request["items"], instruction=instruction
-        )
-        return {
-            "model": "test/tiny-bert",
-            "query_id": result["query_id"],
-            "scores": result["scores"],
-            "usage": {"input_tokens": result["usage"]["input_tokens"]},
-        }
-
-    def _encode(self, request: dict[str, Any], *, is_msgpack: bool) -> dict[str, Any]:
-        from sie_core.local import LocalClient
-
-        folder = self.server.embedder_folder  # type: ignore[attr-defined]
-        params = request.get("params", {})
-        is_query = params.get("options", {}).get("is_query")
-        found = LocalClient(mode="exact").encode(folder, request["items"], is_query=is_query)
-        items = []
-        for item, result in zip(request["items"], found, strict=True):
-            dense = result["dense"]
-            packed = {b"nd": True, b"type": dense.dtype.str, b"kind": b"", b"shape": dense.shape}
-            values = packed | {b"data": dense.tobytes()} if is_msgpack else dense.tolist()
-            vector = {"dims": len(dense), "dtype": str(dense.dtype), "values": values}
-            items.append({"id": item["id"], "dense": vector})
-        return {"model": "test/tiny-embedder", "items": items}
-
-    def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
-        self._reply(status, json.dumps({"detail": {"code": code, "message": message}}).encode())
-
-    def _reply(self, status: HTTPStatus, body: bytes, kind: str = "application/json") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-SIE-Server-Version", "0.10.1")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base's name
-        """Log nothing."""
+        threading.Event().wait(0.1)
+    pytest.fail(f"{url} was not ready in time")
 
 
 @pytest.fixture
@@ -336,6 +302,34 @@ def make_bert(
         config.sentence_transformers = {"activation_fn": activation}
     BertForSequenceClassification(config).save_pretrained(folder)
     BertTokenizer(vocab=tokens, model_max_length=128).save_pretrained(folder)
+    return folder
+
+
+def write_adapter(folder: Path, base: Path) -> Path:
+    """Write an adapter of random weights for a BERT cross-encoder's queries and values."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(3)
+    rank, tensors = 4, {}
+    for key, weight in load_file(base / "model.safetensors").items():
+        if key.endswith(("query.weight", "value.weight")):
+            name = f"base_model.model.{key.removesuffix('.weight')}"
+            for letter, shape in (("A", (rank, weight.shape[1])), ("B", (weight.shape[0], rank))):
+                share = 0.3 * torch.randn(shape, generator=generator)
+                tensors[f"{name}.lora_{letter}.weight"] = share
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": "test/tiny-bert-ce",
+        "r": rank,
+        "lora_alpha": 8,
+        "bias": "none",
+        "target_modules": ["query", "value"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -263,14 +263,14 @@ def test_given_clients_stay_open(tiny_embedder: Path) -> None:
 
 
 async def test_the_environment_names_the_server(
-    sie_server: str, tiny_embedder: Path, monkeypatch: pytest.MonkeyPatch, embed: Embed
+    encoding_server: str, tiny_embedder: Path, monkeypatch: pytest.MonkeyPatch, embed: Embed
 ) -> None:
     """`SIE_BASE_URL` moves it to a server, and the vectors are the same."""
     here = Embedder(str(tiny_embedder), mode="exact")
     local = await embed(here, ["berlin museum", "paris"], is_query=True)
-    monkeypatch.setenv("SIE_BASE_URL", sie_server)
+    monkeypatch.setenv("SIE_BASE_URL", encoding_server)
     async with Embedder("test/tiny-embedder") as embedder:
-        assert repr(embedder) == f"Embedder(model='test/tiny-embedder', {sie_server})"
+        assert repr(embedder) == f"Embedder(model='test/tiny-embedder', {encoding_server})"
         remote = await embed(embedder, ["berlin museum", "paris"], is_query=True)
     np.testing.assert_allclose(remote, local, atol=1e-6)
 

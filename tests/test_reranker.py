@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from sie_core import Item, LocalAsyncClient, LocalClient, Reranker
+from sie_core import Item, LocalAsyncClient, LocalClient, Reranker, SIEClient
 from sie_core.calibration import Calibration, LogisticCurve, RisingSteps
 from sie_core.errors import InvalidRequestError, SIEConnectionError
 from sie_core.fallback import Backend, FallbackClient
@@ -216,7 +217,7 @@ def test_one_argument_moves_it_to_a_server(tiny_bert: Path, sie_server: str) -> 
     for there, here in zip(remote, local, strict=True):
         assert there.score == pytest.approx(here.score, abs=1e-4)
     assert remote.served_by == sie_server
-    assert remote.score_space is None
+    assert remote.score_space == local.score_space == "raw"
 
 
 def test_the_environment_names_the_server(sie_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,10 +289,18 @@ def test_fallback_local_without_a_server_is_no_chain(tiny_bert: Path) -> None:
     assert (ranking.served_by, ranking.reason) == ("local", None)
 
 
-def test_a_score_space_that_the_server_does_not_confirm_is_refused(sie_server: str) -> None:
+def test_a_score_space_that_the_server_does_not_confirm_is_refused() -> None:
     """Asked for probabilities, scores of an unknown kind are not passed off as such."""
+    reply = {
+        "model": "m",
+        "query_id": None,
+        "scores": [{"item_id": "0", "score": 0.5, "rank": 0}],
+        "usage": {"input_tokens": 7},
+    }
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=reply))
     with (
-        Reranker("test/tiny-bert", base_url=sie_server, score_space="probability") as reranker,
+        SIEClient("http://server", transport=transport) as client,
+        Reranker("m", client=client, score_space="probability") as reranker,
         pytest.raises(InvalidRequestError, match="score_space='probability' was asked for"),
     ):
         reranker.rerank("berlin", ["museum"])

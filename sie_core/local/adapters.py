@@ -60,6 +60,12 @@ class AdapterStore:
         ).start()
         return loading
 
+    def find(self, name: str) -> Adapter | None:
+        """Return an adapter that is loaded by now, None if it is not."""
+        with self._lock:
+            loading = self._loadings.get(name)
+        return loading.result() if loading is not None and _is_there(loading) else None
+
     def unload(self, name: str | None = None) -> int:
         """Let go of one adapter, or of all; return how many."""
         with self._lock:

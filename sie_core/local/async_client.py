@@ -8,10 +8,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar, overload
 
 from sie_core.deadline import Deadline
-from sie_core.local.client import (
-    LocalClient,
-    doing,
-)
+from sie_core.local.client import LOCAL_CONCURRENT_STEPS, LocalClient, doing, source_with
 from sie_core.local.model import Job
 from sie_core.local.registry import LoadedModel
 from sie_core.local.requests import (
@@ -23,6 +20,7 @@ from sie_core.local.requests import (
 from sie_core.local.results import put_timing, to_encode_results, to_score_result
 from sie_core.local.scheduler import Running
 from sie_core.local.stopwatch import Stopwatch
+from sie_core.steps import Outcome, Step, gather
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -71,7 +69,16 @@ class LocalAsyncClient:
         outputs = running.result()
         result = await asyncio.to_thread(to_score_result, request, job, outputs, loaded.model)
         result["timing"] = watch.read(running)
+        result["source"] = source_with(loaded, request.adapter)
         return result
+
+    async def score_many(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Do what `LocalClient.score_many` does."""
+        return await gather(self._score_one, steps, LOCAL_CONCURRENT_STEPS)
+
+    def source_of(self, model: str, lora: str | None = None) -> str | None:
+        """Do what `LocalClient.source_of` does."""
+        return self._client.source_of(model, lora)
 
     @overload
     async def encode(
@@ -184,6 +191,18 @@ class LocalAsyncClient:
         finally:
             running.cancel()  # without effect on an answer; drops the work of one who has left
         return running
+
+    async def _score_one(self, step: Step) -> Outcome:
+        try:
+            return await self.score(
+                step.model,
+                step.query,
+                step.items,
+                timeout_seconds=step.timeout_seconds,
+                **step.arguments,
+            )
+        except Exception as exc:  # noqa: BLE001  it stands in the place of the step's answer
+            return exc
 
     async def _load(self, model: str, deadline: Deadline) -> LoadedModel:
         # Shielded, because the load is shared: one cancelled task must not cancel it for others.

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 from sie_core.deadline import Deadline, check_timeout_seconds
-from sie_core.errors import ClientClosedError, InvalidRequestError
+from sie_core.errors import (
+    ClientClosedError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    QueueFullError,
+)
 from sie_core.local import families
 from sie_core.local.adapters import AdapterStore
 from sie_core.local.device import Execution, check_at_least_1, choose
 from sie_core.local.lora import Adapter
-from sie_core.local.memory import estimate_bytes, stamp_weights
+from sie_core.local.memory import estimate_bytes, identify, stamp_weights
 from sie_core.local.model import BatchRunner, Job, TakesAdapters
 from sie_core.local.openmp import limit_this_thread
 from sie_core.local.registry import REGISTRY, Limits, LoadedModel, ModelKey
@@ -32,10 +40,14 @@ from sie_core.local.stopwatch import Stopwatch
 from sie_core.local.token_cache import check_token_cache_bytes
 from sie_core.models import catalog, sources
 from sie_core.settings import EngineSettings, SourceSettings
+from sie_core.steps import Outcome, Step
 from sie_core.types import EncodeResult, Item, Mode, ScoreResult
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+LOCAL_CONCURRENT_STEPS = 64
+"""Queries that a coroutine queues at a time: enough for full batches, whatever their size."""
 
 
 class LocalClient:
@@ -138,8 +150,9 @@ class LocalClient:
                 models also take `Item(multivector=…)`, as the query too: what `encode` gave.
             instruction: For models whose prompt has a place for one: stands there, instead of the
                 model's own. For others: put before the query, with a space between.
-            options: `max_length` (tokens per pair), `score_space` (`raw` or `probability`),
-                `batch_size` (pairs per forward pass), `lora` (name or folder of an adapter).
+            options: `max_length` (tokens per pair), `max_document_length` (tokens of an item's text
+                by itself), `score_space` (`raw` or `probability`), `batch_size` (pairs per forward
+                pass), `lora` (name or folder of an adapter).
             gpu: Taken so that the call is the same as a remote client's; without meaning here.
             timeout_seconds: Instead of the client's, for this call.
 
@@ -169,7 +182,25 @@ class LocalClient:
             running = self._run(loaded, job, request, deadline)
         result = to_score_result(request, job, running.result(), loaded.model)
         result["timing"] = watch.read(running)
+        result["source"] = source_with(loaded, request.adapter)
         return result
+
+    def score_many(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Score several queries, or with several models, at once.
+
+        All are queued before the first is waited for, so that they share batches.
+
+        Args:
+            steps: What is asked, as the arguments of `score`.
+
+        Returns:
+            For each step what `score` returns, or the error that it raises.
+        """
+        with ExitStack() as calls:
+            begun: list[_Begun | Exception] = []
+            for step in steps:
+                begun.append(self._begin(step, calls, begun))
+            return [it if isinstance(it, Exception) else it.finish() for it in begun]
 
     @overload
     def encode(
@@ -274,9 +305,9 @@ class LocalClient:
 
     def loaded_model(self, model: str) -> LoadedModel | None:
         """Return a model as this client runs it, if it is in memory; it stays unused by that."""
-        return REGISTRY.peek(self._key(model))
+        return REGISTRY.find(self._key(model))
 
-    def source_of(self, name: str) -> str | None:
+    def swapped_for(self, name: str) -> str | None:
         """Return what `name` was swapped for, None if it was not."""
         return REGISTRY.source_of(model_key_name(name))
 
@@ -325,6 +356,22 @@ class LocalClient:
             loading = self.load_adapter(loaded, request)
             if loading is not None:
                 _wait(loading, deadline, f"loading the adapter {lora}")
+
+    def source_of(self, model: str, lora: str | None = None) -> str | None:
+        """Name the weights that a call would use now; None where they are not in memory yet.
+
+        The name is another after a swap, or after a folder's files have changed and the model was
+        loaded anew; of the same files, run in the same way, it is the same in every process.
+        """
+        loaded = REGISTRY.find(self._key(model))
+        if loaded is None:
+            return None
+        if lora is None:
+            return loaded.identity
+        if not isinstance(loaded.model, TakesAdapters):
+            return None
+        adapter = loaded.model.adapters.find(adapter_key_name(lora))
+        return None if adapter is None else source_with(loaded, adapter)
 
     def loras(self, model: str) -> dict[str, int]:
         """Return the adapters that are loaded onto a model, and the bytes of each."""
@@ -466,6 +513,44 @@ class LocalClient:
             running.cancel()  # without effect on an answer; stops the work for one who has left
         return running
 
+    def _begin(
+        self, step: Step, calls: ExitStack, before: Sequence[_Begun | Exception]
+    ) -> _Begun | Exception:
+        """Queue one of several steps; where there is no room, those before it are waited for."""
+        instruction, options = step.arguments.get("instruction"), step.arguments.get("options")
+        watch = Stopwatch()
+        try:
+            request = check_score_request(step.model, step.query, step.items, instruction, options)
+            deadline = self.deadline(step.timeout_seconds)
+            loaded = _wait(self.load(step.model), deadline, f"loading {step.model}")
+            calls.enter_context(loaded.calls)
+            loading = self.load_adapter(loaded, request)
+            if loading is not None:
+                adapter = _wait(loading, deadline, f"loading the adapter {request.lora}")
+                request = replace(request, adapter=adapter)
+            with watch:
+                job = loaded.model.score_job(request)
+            running = self._submit_in_turn(loaded, job, request, before)
+        except Exception as exc:  # noqa: BLE001  it stands in the place of the step's answer
+            return exc
+        calls.callback(running.cancel)
+        return _Begun(loaded, job, request, deadline, running, watch)
+
+    def _submit_in_turn(
+        self,
+        loaded: LoadedModel,
+        job: Job[list[float]],
+        request: ScoreRequest,
+        before: Sequence[_Begun | Exception],
+    ) -> Running:
+        for earlier in before:
+            try:
+                return self.submit(loaded, job, request)
+            except QueueFullError:
+                if not isinstance(earlier, Exception):
+                    earlier.settle()
+        return self.submit(loaded, job, request)
+
     def _resize_token_cache(self, loading: Future[LoadedModel]) -> None:
         max_bytes = self._engine.token_cache_bytes
         if max_bytes is not None and loading.exception() is None:
@@ -500,6 +585,36 @@ class LocalClient:
 
 
 @dataclass(frozen=True, slots=True)
+class _Begun:
+    """A call whose work is queued."""
+
+    loaded: LoadedModel
+    job: Job[list[float]]
+    request: ScoreRequest
+    deadline: Deadline
+    running: Running
+    watch: Stopwatch
+
+    def settle(self) -> None:
+        """Wait until its work is done, or its time is up."""
+        with contextlib.suppress(DeadlineExceededError):
+            futures.wait([self.running], self.deadline.remaining_seconds(doing(self.request)))
+
+    def finish(self) -> ScoreResult | Exception:
+        """Wait for its scores."""
+        try:
+            outputs = _wait(self.running, self.deadline, doing(self.request))
+            result = to_score_result(self.request, self.job, outputs, self.loaded.model)
+        except Exception as exc:  # noqa: BLE001  it stands in the place of the step's answer
+            return exc
+        finally:
+            self.running.cancel()  # without effect on an answer
+        result["source"] = source_with(self.loaded, self.request.adapter)
+        result["timing"] = self.watch.read(self.running)
+        return result
+
+
+@dataclass(frozen=True, slots=True)
 class _Loader:
     """Loads a model by its name, or other weights in its place; holds no client."""
 
@@ -514,6 +629,7 @@ class _Loader:
         if not self.is_dtype_named:
             execution = families.suit(execution, files)
         stamps = stamp_weights(files.folder)  # before reading: what is changed later shows
+        identity = identify(files.folder)
         models = [
             families.load(
                 files,
@@ -538,6 +654,7 @@ class _Loader:
             copies=tuple(models[1:]),
             estimated_bytes=self._estimate_bytes(files),
             stamps=stamps,
+            identity=f"{identity} {execution.dtype} {models[0].computed_by}",
         )
 
     def estimate_bytes(self, source: str | None = None) -> int:
@@ -580,6 +697,11 @@ def adapter_key_name(lora: str) -> str:
     """Return one name per adapter: a folder's full path, or its name on the hub."""
     path = Path(lora).expanduser()
     return str(path.resolve()) if path.is_dir() else lora.strip()
+
+
+def source_with(loaded: LoadedModel, adapter: Adapter | None) -> str:
+    """Name a model's weights, and an adapter's with them."""
+    return loaded.identity if adapter is None else f"{loaded.identity} {adapter.identity}"
 
 
 def _wait(future: Future[_T], deadline: Deadline, what: str) -> _T:

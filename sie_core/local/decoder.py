@@ -146,6 +146,7 @@ class CausalReranker:
             list(position_of),
             instruction=request.instruction,
             max_length=self.max_length if max_length is None else max_length,
+            max_document_length=request.max_document_length,
         )
         sequence_of = [position_of[text] for text in texts]
         return Job(

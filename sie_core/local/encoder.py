@@ -150,7 +150,12 @@ class PairEncoder:
         texts = request.texts
         position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         query = with_instruction(request.instruction, request.query_text)
-        pairs = tokenizer.encode_pairs(query, list(position_of), max_length or self.max_length)
+        pairs = tokenizer.encode_pairs(
+            query,
+            list(position_of),
+            max_length or self.max_length,
+            max_document_length=request.max_document_length,
+        )
         if request.adapter is not None:
             pairs = [AdaptedPair.of(pair, request.adapter) for pair in pairs]
         pair_of = [position_of[text] for text in texts]

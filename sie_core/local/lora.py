@@ -29,7 +29,7 @@ from sie_core.errors import ModelLoadError, UnsupportedModelError
 from sie_core.local.architecture import Activation, Architecture
 from sie_core.local.attention import GroupedAttention, VarlenAttention, VarlenKernel
 from sie_core.local.layers import ACTIVATIONS, Linear, PackedInputs, Placement
-from sie_core.local.memory import count_bytes
+from sie_core.local.memory import count_bytes, identify
 from sie_core.local.packing import NO_ROUNDING, PackedBatch
 from sie_core.local.rotary import interleaved_heads, interleaved_rows
 from sie_core.local.tokenization import Pair
@@ -97,12 +97,19 @@ class Adapter:
 
     Attributes:
         name: What it is called, for errors.
+        identity: Names what it computes; see `memory.identify`.
     """
 
     def __init__(
-        self, name: str, low_ranks: Mapping[str, LowRank], layers: Mapping[str, Linear]
+        self,
+        name: str,
+        low_ranks: Mapping[str, LowRank],
+        layers: Mapping[str, Linear],
+        *,
+        identity: str = "",
     ) -> None:
         self.name = name
+        self.identity = identity
         self._low_ranks = dict(low_ranks)
         self._layers = dict(layers)
         self._placed: dict[Placement, Adapter] = {}
@@ -115,6 +122,7 @@ class Adapter:
             UnsupportedModelError: It asks for something that is not computed here.
             ModelLoadError: Its files cannot be read, or do not fit the model.
         """
+        identity = identify(folder)  # before reading: what is changed later shows
         config = _read_config(folder)
         _check_config(config, folder)
         try:
@@ -124,7 +132,7 @@ class Adapter:
             raise ModelLoadError(msg) from exc
         tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in stored.items()}
         reader = _Reader(folder, config, tensors, architecture, shapes)
-        return cls(name, reader.low_ranks(), reader.layers())
+        return cls(name, reader.low_ranks(), reader.layers(), identity=identity)
 
     @property
     def num_bytes(self) -> int:
@@ -142,7 +150,8 @@ class Adapter:
             }
             layers = {name: _place(name, it, placement) for name, it in self._layers.items()}
             # Two workers may both make one at first; either will do.
-            placed = self._placed.setdefault(placement, Adapter(self.name, low_ranks, layers))
+            fresh = Adapter(self.name, low_ranks, layers, identity=self.identity)
+            placed = self._placed.setdefault(placement, fresh)
         return placed
 
     def low_rank(self, name: str) -> LowRank | None:

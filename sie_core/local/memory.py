@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +92,23 @@ class FileStamp(NamedTuple):
 def stamp_weights(folder: Path) -> tuple[FileStamp, ...]:
     """Stamp the files of weights in a model's folder."""
     return tuple(map(FileStamp.of, _weight_files(folder)))
+
+
+def identify(folder: Path) -> str:
+    """Name what is in the folder of a model or an adapter, and what computes it, by file stamps.
+
+    Changed files, another version of this package or of torch: another name.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    stamps = [(str(path.relative_to(folder)), *FileStamp.of(path)[1:]) for path in paths]
+    said = repr((str(folder), stamps, _own_version(), torch.__version__))
+    return hashlib.blake2b(said.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _own_version() -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("sie-core")
+    return "from a folder"
 
 
 def overwritten(stamps: Iterable[FileStamp]) -> list[Path]:

@@ -86,10 +86,12 @@ class PromptTokenizer:
         *,
         instruction: str | None = None,
         max_length: int,
+        max_document_length: int | None = None,
     ) -> list[DecoderSequence]:
         """Make a prompt of the query and each document, of at most `max_length` tokens.
 
-        Only documents that the cache does not have are tokenised, all in one call, with the query.
+        Of a document at most `max_document_length` are kept, where that is given. Only documents
+        that the cache does not have are tokenised, all in one call, with the query.
         Several documents share what stands before them; one has nobody to share it with.
         """
         known = self.cache.get_many(documents)
@@ -100,7 +102,7 @@ class PromptTokenizer:
         coming = iter(new_ids)
         document_ids = [next(coming) if ids is None else ids for ids in known]
         frame = self._frame if not instruction else self._make_frame(instruction)
-        return self._put_together(frame, query_ids, document_ids, max_length)
+        return self._put_together(frame, query_ids, document_ids, max_length, max_document_length)
 
     def check_max_length(self, max_length: int, longest: int, instruction: str | None) -> None:
         """Raise InvalidRequestError unless prompts of `max_length` tokens can be made and read."""
@@ -122,12 +124,15 @@ class PromptTokenizer:
         query_ids: Int32s,
         all_document_ids: Sequence[Int32s],
         max_length: int,
+        max_document_length: int | None,
     ) -> list[DecoderSequence]:
         room = self._room(frame, max_length)
         share = self.prompt.query_share
         kept = query_ids[: room * share.numerator // share.denominator]
         head = np.concatenate((frame.opening, kept, frame.joint))
         left = max(0, min(room, max_length - len(head) - len(frame.closing)))
+        if max_document_length is not None:
+            left = min(left, max_document_length)
         prefix = Prefix(head) if len(all_document_ids) > 1 else None
         begin = [] if prefix else [head]
         return [

@@ -102,6 +102,7 @@ class LoadedModel:
         copies: The same model on the other GPUs.
         estimated_bytes: What its files say that it holds.
         stamps: Of the files that its weights may be mapped from.
+        identity: Names what it computes; see `memory.identify`.
         calls: Those that use it.
     """
 
@@ -111,6 +112,7 @@ class LoadedModel:
     copies: tuple[Model, ...] = ()
     estimated_bytes: int = 0
     stamps: tuple[memory.FileStamp, ...] = ()
+    identity: str = ""
     calls: Calls = field(default_factory=Calls)
 
     @property
@@ -278,6 +280,12 @@ class Registry:
         with self._lock:
             return self._sources.get(name)
 
+    def find(self, key: ModelKey) -> LoadedModel | None:
+        """Return a model that is in memory by now, and that nobody is waited for."""
+        with self._lock:
+            entry = self._entries.get(key)
+        return None if entry is None else entry.loaded
+
     def drop(self, holder: object) -> None:
         """Unload the models that `holder` was the last to hold, and forget its limits."""
         with self._lock:
@@ -300,12 +308,6 @@ class Registry:
         num_unloaded = len(entries)
         _unload(entries)
         return num_unloaded
-
-    def peek(self, key: ModelKey) -> LoadedModel | None:
-        """Return a model if it is in memory, without counting that as its use."""
-        with self._lock:
-            entry = self._entries.get(key)
-            return None if entry is None else entry.loaded
 
     def loaded(self, holder: object | None = None) -> dict[ModelKey, LoadedModel]:
         """Return the models that are in memory: all, or those that `holder` holds."""

@@ -13,7 +13,7 @@ from sie_core.types import Item, ScoreSpace
 if TYPE_CHECKING:
     from sie_core.local.lora import Adapter
 
-SCORE_OPTIONS = ("max_length", "score_space", "batch_size", "lora")
+SCORE_OPTIONS = ("max_length", "max_document_length", "score_space", "batch_size", "lora")
 ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
 
@@ -27,6 +27,7 @@ class ScoreRequest:
         instruction: What the query is to be read by, if anything.
         items: Items with a text or a multivector each.
         max_length: Tokens per sequence; None for the model's own.
+        max_document_length: Tokens of an item's text, by itself; None for as many as fit.
         score_space: What is asked for; None for the model's own.
         batch_size: Sequences per forward pass at most.
         lora: The adapter asked for, a folder or a name; None for the model as it is.
@@ -38,6 +39,7 @@ class ScoreRequest:
     instruction: str | None
     items: Sequence[Item]
     max_length: int | None = None
+    max_document_length: int | None = None
     score_space: ScoreSpace | None = None
     batch_size: int | None = None
     lora: str | None = None
@@ -221,7 +223,6 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> dict[str
     if lora is not None and (not isinstance(lora, str) or not lora.strip()):
         msg = f"lora must be the name or the folder of an adapter, but got {lora!r}"
         raise InvalidRequestError(msg)
-    batch_size = options.get("batch_size")
-    if batch_size is not None:
-        check_top_k(batch_size, name="batch_size")
+    for name in ("batch_size", "max_document_length"):
+        check_top_k(options.get(name), name=name)
     return {name: options.get(name) for name in known}

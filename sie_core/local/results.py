@@ -85,8 +85,9 @@ _warned_models: set[str] = set()
 def _warn_truncated(
     request: ScoreRequest | EncodeRequest, job: Job[Any], num_texts: int, model: Model
 ) -> None:
-    """Say once per model that texts were cut; every result of `score` counts them."""
-    if not job.num_truncated or request.model in _warned_models:
+    """Say once per model that texts were cut unasked; every result of `score` counts them."""
+    is_asked_for = isinstance(request, ScoreRequest) and request.max_document_length is not None
+    if not job.num_truncated or is_asked_for or request.model in _warned_models:
         return
     _warned_models.add(request.model)
     _logger.warning(

@@ -184,6 +184,8 @@ class TextEncoder:
         outputs = frozenset({MULTIVECTOR})
         query, sequences = self._query(request, head, outputs)
         form = self._form(is_query=False, max_length=request.max_length)
+        if request.max_document_length is not None:
+            form = self.tokenizer.shorten(form, request.max_document_length)
         kept = {
             i: check_vectors(item["multivector"], f"items[{i}]", head.dims)
             for i, item in enumerate(request.items)

@@ -13,7 +13,7 @@ As in `tokenization`, ids are cut here and never by the shared tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +156,11 @@ class TextTokenizer:
                 f"model reads, but got {max_length!r}"
             )
             raise InvalidRequestError(msg)
+
+    def shorten(self, form: TextForm, num_tokens: int) -> TextForm:
+        """Return the form of texts that keep at most `num_tokens` of their own."""
+        most = num_tokens + self._num_special(form)
+        return replace(form, max_length=min(form.max_length, most))
 
     def _num_special(self, form: TextForm) -> int:
         return len(self._before) + len(self._after) + (form.marker is not None)

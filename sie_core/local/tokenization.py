@@ -145,10 +145,18 @@ class PairTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def encode_pairs(self, query: str, documents: Sequence[str], max_length: int) -> list[Pair]:
+    def encode_pairs(
+        self,
+        query: str,
+        documents: Sequence[str],
+        max_length: int,
+        *,
+        max_document_length: int | None = None,
+    ) -> list[Pair]:
         """Make a pair of the query and each document, of at most `max_length` tokens.
 
-        Only documents that the cache does not have are tokenised, all in one call, with the query.
+        A document is first cut to `max_document_length`, where that is given. Only documents that
+        the cache does not have are tokenised, all in one call, with the query.
         """
         known = self.cache.get_many(documents)
         new = [text for text, ids in zip(documents, known, strict=True) if ids is None]
@@ -156,7 +164,7 @@ class PairTokenizer:
         self.cache.put_many(new, new_ids)
         coming = iter(new_ids)
         document_ids = [next(coming) if ids is None else ids for ids in known]
-        return self._pair_each(query_ids, document_ids, max_length)
+        return self._pair_each(query_ids, document_ids, max_length, max_document_length)
 
     def pair(self, query_ids: Int32s, document_ids: Int32s, max_length: int) -> Pair:
         """Join a query and a document to at most `max_length` tokens."""
@@ -164,7 +172,11 @@ class PairTokenizer:
         return pair
 
     def _pair_each(
-        self, query_ids: Int32s, all_document_ids: Sequence[Int32s], max_length: int
+        self,
+        query_ids: Int32s,
+        all_document_ids: Sequence[Int32s],
+        max_length: int,
+        max_document_length: int | None = None,
     ) -> list[Pair]:
         """Join a query and each document; what stands before a document is joined once."""
         template, pairs = self.template, []
@@ -173,7 +185,9 @@ class PairTokenizer:
         for document_ids in all_document_ids:
             first, second = whole, document_ids
             num_query, num_document = len(query_ids), len(document_ids)
-            is_truncated = num_query + num_document > room
+            if max_document_length is not None:
+                num_document = min(num_document, max_document_length)
+            is_truncated = num_document < len(document_ids) or num_query + num_document > room
             if is_truncated:
                 num_query, num_document = truncate_longest_first(num_query, num_document, room)
                 second = self._cut(document_ids, num_document)

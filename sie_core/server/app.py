@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sie_core.local import LocalClient
-from sie_core.server import native, page, status
+from sie_core.server import cohere, native, openai, openapi, page, status, tei
 from sie_core.server.failures import respond
 from sie_core.server.record import record_of
 from sie_core.server.service import Service
@@ -68,6 +68,12 @@ def _routes() -> list[Route]:
         route("/v1/models/{model:path}/reload", native.reload, "POST"),
         route("/v1/models/{model:path}", native.model, "GET"),
         route("/v1/status", status.status, "GET"),
+        route("/v1/rerank", cohere.rerank, "POST"),
+        route("/v2/rerank", cohere.rerank_v2, "POST"),
+        route("/rerank", tei.rerank, "POST"),
+        route("/v1/embeddings", openai.embeddings, "POST"),
+        route("/openapi.json", openapi.openapi, "GET"),
+        route("/docs", openapi.docs, "GET"),
         route("/healthz", native.alive, "GET"),
         route("/livez", native.alive, "GET"),
         route("/readyz", native.ready, "GET"),

@@ -29,7 +29,7 @@ class ItemBody(msgspec.Struct, kw_only=True):
 
     id: str | None = None
     text: str | None = None
-    metadata: msgspec.Raw = msgspec.Raw()
+    metadata: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class ScoreBody(msgspec.Struct, kw_only=True):

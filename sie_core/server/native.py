@@ -116,9 +116,10 @@ async def encode(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """Answer `GET /v1/models`."""
+    """Answer `GET /v1/models`, where SIE's clients read `models` and OpenAI's read `data`."""
     shelf = service_of(request).shelf
-    return json_reply({"models": [await shelf.describe(shelved) for shelved in shelf]})
+    described = [await shelf.describe(shelved) for shelved in shelf]
+    return json_reply({"models": described, "object": "list", "data": described})
 
 
 async def model(request: Request) -> Response:

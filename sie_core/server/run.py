@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -21,11 +22,16 @@ _KEEP_ALIVE_SECONDS = 75
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells the app as soon as it is told to stop, so that `/readyz` says so."""
+    """Tells the app as soon as it is told to stop, and ends as a program that did what it was told.
+
+    uvicorn itself raises the signal again at its end, which then looks like a crash.
+    """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del frame
         self.config.app.state.service.is_draining = True  # type: ignore[union-attr]
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # a second Ctrl-C: at once
+        self.should_exit = True
 
 
 class Server:

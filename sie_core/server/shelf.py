@@ -172,7 +172,7 @@ class Shelf:
             SIEError: The new ones could not be loaded; the old ones serve on.
         """
         origin = shelved.settings.origin
-        chosen = source or self._client.source_of(origin) or origin
+        chosen = source or self._client.swapped_for(origin) or origin
         num_replaced = await asyncio.to_thread(self._client.swap, origin, chosen)
         shelved.failure, shelved.attempts = None, 0
         shelved.kind = shelved.max_length = None
@@ -226,6 +226,11 @@ class Shelf:
             "max_sequence_length": shelved.max_length if model is None else model.model.max_length,
             "profiles": {name: {"is_default": name == "default"} for name in profiles},
             "loras": sorted(shelved.settings.loras),
+            # What the clients of OpenAI's models read; when a model was made is not known.
+            "id": shelved.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": shelved.name.partition("/")[0],
         }
 
     def _look_at(self, shelved: Shelved) -> None:

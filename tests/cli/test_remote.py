@@ -270,7 +270,6 @@ def test_a_key_cannot_stand_on_the_command_line(run_real: Run) -> None:
             "put it last",
         ),
         (["--base-url", "SERVER", "--model", "no/such"], 1, "no/such"),
-        (["--base-url", "SERVER", "--model", MODEL, "--score-space", "raw"], 2, "score_space"),
     ],
 )
 def test_what_cannot_work_is_one_line(

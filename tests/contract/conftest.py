@@ -43,7 +43,6 @@ class Client(Protocol):
     """A backend: the calls of an SIE client."""
 
     model: str
-    counts_truncation: bool
     tolerance: float
     """How far scores of the same pair may be apart: half precision rounds more."""
 
@@ -85,8 +84,6 @@ def metadata(position: int) -> dict[str, Any]:
 
 class Local:
     """`LocalClient`."""
-
-    counts_truncation = True
 
     def __init__(self, folder: Path, server: str) -> None:  # noqa: ARG002  others need it
         self.model = str(folder)
@@ -133,8 +130,6 @@ class LocalExactAsync(LocalAsync, LocalExact):
 
 class Remote(Local):
     """`SIEClient`."""
-
-    counts_truncation = False  # the protocol's usage has no such count
 
     def __init__(self, folder: Path, server: str) -> None:  # noqa: ARG002
         self.model = "test/tiny-bert"
@@ -649,8 +644,8 @@ class EmbedderOnServer(EmbedderHere):
 
 
 @pytest.fixture(params=[f"{name}-{place}" for name in _EMBEDDERS for place in ("local", "server")])
-def embedder_subject(request: pytest.FixtureRequest, sie_server: str) -> Any:
+def embedder_subject(request: pytest.FixtureRequest, encoding_server: str) -> Any:
     """Each embedder's sync and async face in turn, in this process and on a server."""
     name, place = request.param.split("-")
     subject = _EMBEDDERS[name]()
-    return EmbedderHere(subject) if place == "local" else EmbedderOnServer(subject, sie_server)
+    return EmbedderHere(subject) if place == "local" else EmbedderOnServer(subject, encoding_server)

@@ -268,14 +268,12 @@ def test_the_retrieval_score_is_mixed_in_by_its_weight(
 def test_calibrated_probabilities(subject: Any, model: str, tmp_path: Path) -> None:
     """A file of `sie calibrate` turns scores into probabilities, in the same order."""
     alone = rerank(subject, model, TEXTS[:4])
-    # A server does not say what its scores are; in this process they are asked for as logits.
-    space = None if subject.server else "raw"
     curve = LogisticCurve(slope=3.0, intercept=-1.0)
-    fitted = Calibration(model=model, score_space=space, probability=curve)
+    fitted = Calibration(model=model, score_space="raw", probability=curve)
     path = fitted.save(tmp_path / "calibration.json")
     views = rerank(subject, model, TEXTS[:4], score_space="calibrated", calibration=path)
     assert ids(views) == ids(alone)
-    raw = alone if space is None else rerank(subject, model, TEXTS[:4], score_space="raw")
+    raw = rerank(subject, model, TEXTS[:4], score_space="raw")
     assert [view.score for view in views] == pytest.approx(
         [curve(view.score) for view in raw], abs=1e-3
     )

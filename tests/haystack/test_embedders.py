@@ -218,9 +218,9 @@ def pipelines(server: dict[str, Any]) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("place", ["local", "server"])
-def test_pipelines_write_and_find(tiny_embedder: Path, sie_server: str, place: str) -> None:
+def test_pipelines_write_and_find(tiny_embedder: Path, encoding_server: str, place: str) -> None:
     """In this process and on a server; a reloaded pipeline finds the same."""
-    server = {"model": "test/tiny-embedder", "base_url": sie_server}
+    server = {"model": "test/tiny-embedder", "base_url": encoding_server}
     where: dict[str, Any] = {"model": str(tiny_embedder)} if place == "local" else server
     writing, asking = pipelines(where)
     texts = ["the eiffel tower", "yellow banana fruit", "weather in berlin"]

@@ -63,8 +63,8 @@ class TestStandardOnServer(_StandardIntegration):
     """On a server."""
 
     @pytest.fixture(autouse=True)
-    def _where(self, sie_server: str) -> None:
-        self.params = {"model": "test/tiny-embedder", "base_url": sie_server}
+    def _where(self, encoding_server: str) -> None:
+        self.params = {"model": "test/tiny-embedder", "base_url": encoding_server}
 
     @pytest.fixture
     async def model(self) -> Any:

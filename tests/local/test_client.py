@@ -212,6 +212,22 @@ def test_max_length_shortens_and_is_counted(tiny_bert: Path) -> None:
     assert result["usage"]["input_tokens"] <= 8 * len(TEXTS)
 
 
+@pytest.mark.parametrize("checkpoint", ["tiny_bert", "tiny_colbert", "tiny_qwen3"])
+def test_a_documents_own_maximum_shortens_it_alone(
+    checkpoint: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In every family the first tokens of each document are scored; cutting was asked for."""
+    model, client = str(request.getfixturevalue(checkpoint)), LocalClient(mode="exact")
+    short = by_id(client.score(model, QUERY, items(["a b c", "a b"])))
+    with caplog.at_level(logging.WARNING, logger="sie_core"):
+        cut = client.score(
+            model, QUERY, items(["a b c d e f", "a b"]), options={"max_document_length": 3}
+        )
+    assert by_id(cut) == pytest.approx(short, abs=1e-6)
+    assert cut["usage"]["truncated_items"] == 1
+    assert not caplog.records
+
+
 def test_truncation_is_warned_about_once_per_model(
     tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,6 +258,7 @@ def test_truncation_is_warned_about_once_per_model(
         ({"options": {"max_length": 500}}, "max_length must be an integer from 5 to 128"),
         ({"options": {"score_space": "logit"}}, "score_space must be 'raw' or 'probability'"),
         ({"options": {"batch_size": 0}}, "batch_size must be at least 1, but got 0"),
+        ({"options": {"max_document_length": 0}}, "max_document_length must be at least 1"),
         ({"timeout_seconds": -1}, "timeout_seconds must be a positive number .* got -1"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -66,11 +65,12 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="session")
-def recorded_models(
+def recorded_models(  # noqa: PLR0917  fixtures
     tiny_bert: Path,
     tiny_xlmr: Path,
     tiny_colbert: Path,
     tiny_embedder: Path,
+    served_adapter: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[ModelSettings, ...]:
     """Models by the names that the recorded exchanges have, with random weights of our own."""
@@ -80,7 +80,7 @@ def recorded_models(
             name="test/tiny-bert-ce",
             source=str(tiny_bert),
             profiles={"instructed": Profile(instruction="rank by topic")},
-            loras={"x/y": str(write_adapter(folder / "adapter", tiny_bert))},
+            loras={"x/y": str(served_adapter)},
         ),
         ModelSettings(name="test/tiny-xlmr-ce", source=str(tiny_xlmr)),
         ModelSettings(name="test/tiny-colbert", source=str(tiny_colbert)),
@@ -95,34 +95,6 @@ def served(recorded_models: tuple[ModelSettings, ...]) -> Iterator[Server]:
     with run_server(ServerSettings(models=recorded_models)) as server:
         wait_until_ready(server.url)
         yield server
-
-
-def write_adapter(folder: Path, base: Path) -> Path:
-    """Write an adapter of random weights for a BERT cross-encoder's queries and values."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    generator = torch.Generator().manual_seed(3)
-    rank, tensors = 4, {}
-    for key, weight in load_file(base / "model.safetensors").items():
-        if key.endswith(("query.weight", "value.weight")):
-            name = f"base_model.model.{key.removesuffix('.weight')}"
-            for letter, shape in (("A", (rank, weight.shape[1])), ("B", (weight.shape[0], rank))):
-                share = 0.3 * torch.randn(shape, generator=generator)
-                tensors[f"{name}.lora_{letter}.weight"] = share
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
-        "base_model_name_or_path": "test/tiny-bert-ce",
-        "r": rank,
-        "lora_alpha": 8,
-        "bias": "none",
-        "target_modules": ["query", "value"],
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def spoil(folder: Path, base: Path) -> Path:

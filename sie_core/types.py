@@ -76,7 +76,8 @@ class ScoreResult(TypedDict):
     """Scores of one query against its items, best first.
 
     `source` names the very weights that gave the scores, where they are known: another name means
-    that scores may differ.
+    that scores may differ. `truncated` holds the ids of the items that were longer than the model
+    reads, where there are such and a model of this process found it.
     """
 
     model: str
@@ -86,6 +87,7 @@ class ScoreResult(TypedDict):
     score_space: NotRequired[ScoreSpace]
     timing: NotRequired[Timing]
     source: NotRequired[str]
+    truncated: NotRequired[list[str]]
 
 
 class SparseVector(TypedDict):

@@ -153,7 +153,7 @@ class CausalReranker:
             sequences=sequences,
             finish=lambda scores: [scores[i] for i in sequence_of],
             num_input_tokens=sum(sequences[i].length for i in sequence_of),
-            num_truncated=sum(sequences[i].is_truncated for i in sequence_of),
+            truncated=[item for item, i in enumerate(sequence_of) if sequences[i].is_truncated],
         )
 
     def encode_job(self, request: EncodeRequest) -> Job[list[EncodeResult]]:

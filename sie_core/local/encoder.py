@@ -163,7 +163,7 @@ class PairEncoder:
             sequences=pairs,
             finish=lambda logits: [logits[i] for i in pair_of],
             num_input_tokens=sum(len(pairs[i].token_ids) for i in pair_of),
-            num_truncated=sum(pairs[i].is_truncated for i in pair_of),
+            truncated=[item for item, i in enumerate(pair_of) if pairs[i].is_truncated],
         )
 
     def encode_job(self, request: EncodeRequest) -> Job[list[EncodeResult]]:

@@ -37,7 +37,7 @@ def to_score_result(
     _warn_truncated(request, job, len(raw), model)
     space = request.score_space or model.score_space
     scores, ids = to_score_space(raw, space), request.item_ids
-    return ScoreResult(
+    result = ScoreResult(
         model=request.model,
         query_id=request.query.get("id"),
         scores=[
@@ -47,6 +47,9 @@ def to_score_result(
         usage=_usage(job),
         score_space=space,
     )
+    if job.truncated:
+        result["truncated"] = [ids[i] for i in job.truncated]
+    return result
 
 
 def to_encode_results(

@@ -162,7 +162,7 @@ class TextEncoder:
             sequences=sequences,
             finish=finish,
             num_input_tokens=sum(sequences[i].num_tokens for i in places),
-            num_truncated=sum(sequences[i].is_truncated for i in places),
+            truncated=[item for item, i in enumerate(places) if sequences[i].is_truncated],
         )
 
     def score_job(self, request: ScoreRequest) -> Job[list[float]]:
@@ -215,7 +215,7 @@ class TextEncoder:
                 sequences[i].num_tokens
                 for i in (*([] if query is not None else [0]), *places.values())
             ),
-            num_truncated=sum(sequences[i].is_truncated for i in places.values()),
+            truncated=[item for item, i in places.items() if sequences[i].is_truncated],
         )
 
     def warm_up_sequences(self) -> list[Text]:

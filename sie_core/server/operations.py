@@ -98,6 +98,43 @@ class ReloadedModelReply(ModelReply, kw_only=True):
     replaced: int
 
 
+class ModelStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How a model stands; where it is loaded, what waits and what was done since."""
+
+    state: Literal["unloaded", "loading", "loaded", "failed"]
+    queued_tokens: int = 0
+    queued_requests: int = 0
+    batches: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+    bytes: int = 0
+
+
+class RequestCounts(msgspec.Struct, kw_only=True):
+    """Requests that call a model: those that are over, those of them that failed, those under way."""
+
+    total: int
+    failed: int
+    in_flight: int
+
+
+class Latency(msgspec.Struct, kw_only=True):
+    """Within how many milliseconds the last minute's calls were answered; null for no call."""
+
+    p50: float | None
+    p95: float | None
+
+
+class StatusReply(msgspec.Struct, kw_only=True):
+    """How the server stands."""
+
+    uptime_s: float
+    models: dict[str, ModelStatus]
+    requests: RequestCounts
+    latency_ms: Latency
+
+
 class FailureDetail(msgspec.Struct, kw_only=True):
     """What was wrong; some codes bring fields of their own."""
 
@@ -438,6 +475,27 @@ OPERATIONS: Final = (
             503: Answer(
                 description="`loading` or `draining`: send calls elsewhere.", media_types=(TEXT,)
             ),
+        },
+    ),
+    Operation(
+        method="GET",
+        path="/v1/status",
+        name="status",
+        group="Operation",
+        summary="Say how the server stands, in numbers",
+        answers={200: Answer(description="What the page at `/` draws.", shape=StatusReply)},
+        failure=DetailReply,
+        more_failures={status: _CALL_FAILURES[status] for status in (401, 403, 429)},
+    ),
+    Operation(
+        method="GET",
+        path="/",
+        name="page",
+        group="Operation",
+        summary="Show a page on which to rerank",
+        answers={
+            200: Answer(description="The page.", media_types=(HTML,)),
+            304: Answer(description="The one that the browser has, by `If-None-Match`."),
         },
     ),
     Operation(

@@ -24,6 +24,7 @@ from sie_core.cli.eval import evaluate
 from sie_core.cli.fetch import fetch
 from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
+from sie_core.cli.key import key
 from sie_core.cli.models import models
 from sie_core.cli.rerank import rerank
 from sie_core.cli.serve import serve
@@ -103,6 +104,7 @@ program.command()(compare)
 program.command()(models)
 program.command()(fetch)
 program.command()(serve)
+program.command()(key)
 program.command()(health)
 program.command()(calibrate)
 program.command()(bench)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from sie_core.server.settings import ModelSettings
 
 _LOOPBACK = "127.0.0.1"
+
+
+class LogFormatName(StrEnum):
+    """How the log is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevelName(StrEnum):
+    """What the log leaves out."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def serve(
@@ -83,6 +99,47 @@ def serve(
         bool,
         typer.Option(help="Let callers reload models: POST /v1/models/MODEL/reload."),
     ] = False,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who may call: lines that `sie key` made. Read again when it changes.",
+            show_default="everyone may",
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT",
+            help="For each key, or each address where there are no keys: 600/minute, "
+            "'5000 items/minute', '100000 tokens/hour'. May be repeated.",
+        ),
+    ] = None,
+    open_metrics: Annotated[
+        bool, typer.Option(help="Let everyone read /metrics, though there are keys.")
+    ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A site whose pages may call, such as https://search.example.org. May be "
+            "repeated.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate in PEM: the server then speaks HTTPS.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its private key, if that is in another file.")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Let in only callers with a certificate of these.")
+    ] = None,
+    log_format: Annotated[
+        LogFormatName, typer.Option(help="Lines for people, or JSON for machines.")
+    ] = LogFormatName.TEXT,
+    log_level: Annotated[
+        LogLevelName, typer.Option(help="debug also shows health checks.")
+    ] = LogLevelName.INFO,
     device: Annotated[
         str | None,
         typer.Option(help="cuda, cuda:1, cpu, mps; several CUDA devices with commas between."),
@@ -103,6 +160,7 @@ def serve(
     del debug
     try:
         from sie_core.local import LocalClient
+        from sie_core.server.access_log import configure_logging
         from sie_core.server.run import Server
         from sie_core.server.settings import ModelSettings, ServerSettings, read_settings
     except ImportError as exc:
@@ -112,7 +170,7 @@ def serve(
         )
         raise MissingDependencyError(msg) from exc
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure_logging(log_format.value, level=log_level.value)
     given: dict[str, Any] = read_settings(config) if config is not None else {}
     listed = [*given.get("models", ())]
     listed += [_named(name, preload=True) for name in models or ()]
@@ -136,6 +194,13 @@ def serve(
         "max_queued_tokens": max_queued_tokens,
         "drain_seconds": drain_seconds,
         "allow_reload": allow_reload or None,
+        "api_key_file": _text(api_key_file),
+        "rate_limits": tuple(rate_limit) if rate_limit else None,
+        "open_metrics": open_metrics or None,
+        "allowed_origins": tuple(allow_origin) if allow_origin else None,
+        "tls_cert": _text(tls_cert),
+        "tls_key": _text(tls_key),
+        "tls_client_ca": _text(tls_client_ca),
     }
     settings = ServerSettings(
         **{**given, **{name: value for name, value in flags.items() if value is not None}}
@@ -151,6 +216,10 @@ def serve(
     server = Server(settings, host=host, port=port, client=client)
     typer.echo(f"sie serves at {server.url}", err=True)
     server.run()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _named(text: str, *, preload: bool) -> ModelSettings:

@@ -15,7 +15,11 @@ from starlette.routing import Route
 
 from sie_core.local import LocalClient
 from sie_core.server import cohere, native, openai, openapi, page, status, tei
+from sie_core.server.access_log import write_access
+from sie_core.server.authentication import METRICS_PATH
 from sie_core.server.failures import respond
+from sie_core.server.guards import guards, read_key_file
+from sie_core.server.metrics import Metrics
 from sie_core.server.record import record_of
 from sie_core.server.service import Service
 from sie_core.server.settings import ServerSettings
@@ -30,6 +34,7 @@ def create_app(
     client: LocalClient | None = None,
     *,
     on_failed_start: Callable[[Exception], None] | None = None,
+    is_loopback: bool = False,
 ) -> Starlette:
     """Make the ASGI app.
 
@@ -37,7 +42,12 @@ def create_app(
         settings: Which models, and the limits.
         client: The engine; it is closed with the app. None makes one of defaults.
         on_failed_start: Called where a model that is to be there from the start cannot be loaded.
+        is_loopback: Whether it will listen on this machine's own addresses only.
+
+    Raises:
+        InvalidRequestError: A setting is wrong, or the key file is.
     """
+    keys = read_key_file(settings)
     engine = client or LocalClient(max_queued_tokens=settings.max_queued_tokens)
     service = Service(settings, engine)
 
@@ -50,13 +60,18 @@ def create_app(
             preloading.cancel()
             await service.close()
 
+    metrics = Metrics(service)
     app = Starlette(
-        routes=[*_routes(), *page.routes()],
+        routes=[*_routes(), route(METRICS_PATH, metrics.answer, "GET"), *page.routes()],
+        middleware=guards(
+            settings, keys=keys, observers=(write_access, metrics.count), is_loopback=is_loopback
+        ),
         lifespan=lifespan,
         exception_handlers={HTTPException: _plain},
     )
     app.router.redirect_slashes = False
     app.state.service = service
+    app.state.keys = keys
     return app
 
 

@@ -19,6 +19,7 @@ from sie_core.remote.codec import JSON, MSGPACK
 from sie_core.server.admission import Visit
 from sie_core.server.failures import CallerGoneError, Failure, RefusedError
 from sie_core.server.record import record_of
+from sie_core.server.values import check_values
 from sie_core.types import Item
 
 _T = TypeVar("_T")
@@ -103,10 +104,13 @@ def decode(body: bytes, content_type: str, shape: type[_T]) -> _T:
     """Decode a body: msgpack where its content type says so, else JSON.
 
     Raises:
-        InvalidRequestError: It is neither, or not of the shape; the message says where.
+        InvalidRequestError: It is neither, or not of the shape, or holds too many values; the
+            message says where.
     """
+    is_msgpack = "msgpack" in content_type.lower()
+    check_values(body, is_msgpack=is_msgpack)
     try:
-        if "msgpack" in content_type.lower():
+        if is_msgpack:
             return msgspec.msgpack.decode(body, type=shape)
         return msgspec.json.decode(body, type=shape)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -14,18 +17,40 @@ from starlette.applications import Starlette
 
 from sie_core.local import LocalClient
 from sie_core.server.app import create_app
+from sie_core.server.connection import bounded_connection
+from sie_core.server.origin import is_loopback_host
 from sie_core.server.settings import ServerSettings
+from sie_core.server.tls import Certificate
+
+_logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep unused connections, so that it is they who close them."""
+
+_UNREAD_BODY_SECONDS = 30.0
+"""A body that nobody reads may take so much longer than one that is read."""
 
 
 class _Uvicorn(uvicorn.Server):
     """Tells the app as soon as it is told to stop, and ends as a program that did what it was told.
 
     uvicorn itself raises the signal again at its end, which then looks like a crash.
+
+    Args:
+        config: uvicorn's.
+        on_hang_up: Called at SIGHUP, the signal to read again what may have changed.
     """
+
+    def __init__(self, config: uvicorn.Config, on_hang_up: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_hang_up = on_hang_up
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hang_up)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         del frame
@@ -42,7 +67,7 @@ class Server:
         host: Address to listen on.
         port: 0 means one that is free.
         client: The engine; it is closed at the end. None makes one of defaults.
-        uvicorn_options: More of uvicorn's own settings, such as those for TLS.
+        uvicorn_options: More of uvicorn's own settings.
 
     Attributes:
         app: The ASGI app.
@@ -50,6 +75,7 @@ class Server:
 
     Raises:
         OSError: The address is not there, or in use.
+        InvalidRequestError: A setting is wrong, or a file that it names.
     """
 
     def __init__(
@@ -61,17 +87,24 @@ class Server:
         client: LocalClient | None = None,
         uvicorn_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._socket = _listen(host, port)
-        self._error: Exception | None = None
-        self.app: Starlette = create_app(settings, client, on_failed_start=self._give_up)
-        given = dict(uvicorn_options or {})
         shown = f"[{host}]" if ":" in host else host
-        scheme = "https" if given.get("ssl_certfile") else "http"
+        self._certificate = certificate = Certificate.given(
+            settings.tls_cert, settings.tls_key, settings.tls_client_ca
+        )
+        self._error: Exception | None = None
+        self.app: Starlette = create_app(
+            settings, client, on_failed_start=self._give_up, is_loopback=is_loopback_host(shown)
+        )
+        self._socket = _listen(host, port)
+        scheme = "http" if certificate is None else "https"
         self.url = f"{scheme}://{shown}:{self._socket.getsockname()[1]}"
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 self.app,
-                http="httptools",
+                http=bounded_connection(
+                    message_timeout_seconds=settings.body_timeout_seconds + _UNREAD_BODY_SECONDS,
+                    max_connections=settings.max_connections,
+                ),
                 loop="asyncio" if sys.platform == "win32" else "uvloop",
                 lifespan="on",
                 log_config=None,
@@ -80,8 +113,10 @@ class Server:
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(settings.drain_seconds),
-                **given,
-            )
+                ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
+                **dict(uvicorn_options or {}),
+            ),
+            self.reload,
         )
 
     def run(self) -> None:
@@ -99,6 +134,13 @@ class Server:
         """Let `run` end, as a signal does; from any thread."""
         self.app.state.service.is_draining = True
         self._uvicorn.should_exit = True
+
+    def reload(self) -> None:
+        """Read the key file and the certificate again, as SIGHUP does; on the server's thread."""
+        _logger.info("reading keys and certificates again")
+        for changing in (self.app.state.keys, self._certificate):
+            if changing is not None:
+                changing.reload()
 
     def _give_up(self, error: Exception) -> None:
         self._error = error

@@ -68,6 +68,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         request_timeout_seconds: How long a request may take, once its body is there.
         drain_seconds: How long requests in progress may still take when the server is stopped.
         allow_reload: Let anyone who may use the server reload models.
+        api_key_file: Lines of `name:sha256-hex`: who may call; None lets everyone.
+        rate_limits: What one caller may ask for, such as `600/minute` or `100000 tokens/hour`.
+        open_metrics: Let everyone read `/metrics`, though there are keys.
+        allowed_origins: Sites whose pages may call, such as `https://search.example.org`.
+        tls_cert: Certificate of the server, in PEM; None means no TLS.
+        tls_key: Its private key; None if the certificate's file holds it.
+        tls_client_ca: Authorities; callers then need a certificate of theirs.
+        max_connections: Open at a time; more are closed at once.
     """
 
     models: tuple[ModelSettings, ...] = ()
@@ -84,6 +92,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     request_timeout_seconds: float = 300.0
     drain_seconds: float = 30.0
     allow_reload: bool = False
+    api_key_file: str | None = None
+    rate_limits: tuple[str, ...] = ()
+    open_metrics: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    max_connections: int = 1000
 
     def __post_init__(self) -> None:
         """Check what the types do not say.

@@ -55,6 +55,8 @@ class Shelved:
         load_seconds: How long the last load took.
         failure: Why it could not be loaded.
         attempts: How often in a row it could not.
+        num_loads: How often it was loaded.
+        num_failed_loads: How often it could not be.
         kind: What its files are, once they were looked at.
         max_length: Tokens of a sequence, as far as that is known before it is loaded.
         dims: Numbers per vector, by output, as far as they are known.
@@ -66,6 +68,8 @@ class Shelved:
     load_seconds: float | None = None
     failure: Exception | None = None
     attempts: int = 0
+    num_loads: int = 0
+    num_failed_loads: int = 0
     kind: Kind | None = None
     max_length: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -267,9 +271,11 @@ class Shelf:
             await asyncio.to_thread(self._client.warm_up, origin)
         except Exception as exc:  # noqa: BLE001  it belongs to those who ask for the model
             shelved.failure, shelved.attempts = exc, shelved.attempts + 1
+            shelved.num_failed_loads += 1
             _logger.error("%s could not be loaded: %s", shelved.name, exc)  # noqa: TRY400
         else:
             shelved.failure, shelved.attempts = None, 0
+            shelved.num_loads += 1
             seconds = time.monotonic() - shelved.since
             shelved.load_seconds = self._load_seconds = seconds
             _logger.info("%s was loaded in %.1f s", shelved.name, seconds)

@@ -92,7 +92,7 @@ def raw_request(recording: dict[str, Any]) -> bytes:
         return base64.b64decode(kept)
     body = json.dumps(recording["request_body_decoded"]).encode()
     headers = recording["request_headers"] | {
-        "Host": "server",
+        "Host": "localhost",
         "Connection": "close",
         "Content-Length": str(len(body)),
     }

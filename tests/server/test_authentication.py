@@ -1,0 +1,153 @@
+"""Who is let in: to a whole server over HTTP, by keys in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sie_core import Item, SIEClient
+from sie_core.errors import AuthenticationError
+from sie_core.server.access_log import ACCESS_LOGGER
+from sie_core.server.keys import make_key
+from sie_core.server.run import Server
+from sie_core.server.settings import ModelSettings
+
+BODY = {"query": {"text": "paris"}, "items": [{"text": "the capital of france"}]}
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[str, str]:
+    """Keys by name, without their lines."""
+    return {}
+
+
+@pytest.fixture
+def guarded(
+    serve: Callable[..., Server], tiny_bert: Path, tmp_path: Path, keys: dict[str, str]
+) -> Server:
+    """A server with a key for an app, and one for who runs it."""
+    lines = []
+    for name in ("app", "root"):
+        keys[name], line = make_key(name, is_admin=name == "root")
+        lines.append(f"{line}\n")
+    (tmp_path / "keys").write_text("".join(lines))
+    (tmp_path / "keys").chmod(0o600)
+    models = (ModelSettings(name="tiny", source=str(tiny_bert)),)
+    return serve(models=models, api_key_file=str(tmp_path / "keys"))
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that every client sends."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_the_official_call_works_with_a_key_only(guarded: Server, keys: dict[str, str]) -> None:
+    """Ours is one of the clients that send Bearer."""
+    with SIEClient(guarded.url, api_key=keys["app"]) as client:
+        assert client.score("tiny", Item(text="a"), [Item(text="b")])["scores"]
+    with (
+        SIEClient(guarded.url, api_key="sie_wrong") as client,
+        pytest.raises(AuthenticationError, match="not one of this server's"),
+    ):
+        client.score("tiny", Item(text="a"), [Item(text="b")])
+
+
+@pytest.mark.parametrize(
+    ("headers", "challenge"),
+    [
+        ({}, 'Bearer realm="sie"'),
+        ({"Authorization": "Basic c2llOnNpZQ=="}, 'Bearer realm="sie"'),
+        ({"Authorization": "Bearer"}, 'Bearer realm="sie", error="invalid_token"'),
+        ({"Authorization": "Bearer sie_x"}, 'Bearer realm="sie", error="invalid_token"'),
+    ],
+)
+def test_who_has_no_key_is_told_401_and_how_to_give_one(
+    guarded: Server, headers: dict[str, str], challenge: str
+) -> None:
+    """RFC 6750; the body is SIE's own shape."""
+    reply = httpx.post(f"{guarded.url}/v1/score/tiny", json=BODY, headers=headers)
+    assert reply.status_code == 401
+    assert reply.headers["WWW-Authenticate"] == challenge
+    assert reply.headers["X-SIE-Error-Code"] == "UNAUTHORIZED"
+    assert reply.json()["detail"]["code"] == "UNAUTHORIZED"
+
+
+def test_the_scheme_is_read_in_any_case(guarded: Server, keys: dict[str, str]) -> None:
+    """As RFC 9110 has it."""
+    headers = {"Authorization": f"bearer {keys['app']}"}
+    reply = httpx.post(f"{guarded.url}/v1/score/tiny", json=BODY, headers=headers)
+    assert reply.status_code == 200
+
+
+def test_two_keys_at_once_are_none(guarded: Server, keys: dict[str, str]) -> None:
+    """A proxy and this server must not read different ones."""
+    headers = [("Authorization", "Bearer no"), ("Authorization", f"Bearer {keys['app']}")]
+    reply = httpx.post(f"{guarded.url}/v1/score/tiny", json=BODY, headers=headers)
+    assert reply.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz"])
+def test_health_is_open(guarded: Server, path: str) -> None:
+    """What asks for it has no key."""
+    assert httpx.get(f"{guarded.url}{path}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/v1/models", "/v1/models/tiny", "/nowhere", "/healthz/", "//healthz"]
+)
+def test_everything_else_is_not(guarded: Server, path: str) -> None:
+    """What is no route does not say so to strangers."""
+    assert httpx.get(f"{guarded.url}{path}").status_code == 401
+
+
+def test_metrics_can_be_opened(
+    serve: Callable[..., Server], tiny_bert: Path, tmp_path: Path
+) -> None:
+    """For a Prometheus that finds its targets by itself."""
+    (tmp_path / "keys").write_text(f"{make_key('app')[1]}\n")
+    models = (ModelSettings(name="tiny", source=str(tiny_bert)),)
+    server = serve(models=models, api_key_file=str(tmp_path / "keys"), open_metrics=True)
+    assert httpx.get(f"{server.url}/metrics").status_code == 200
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+
+
+def test_only_an_admin_reloads_models(guarded: Server, keys: dict[str, str]) -> None:
+    """403 for a key that may call, but not change what is served."""
+    url = f"{guarded.url}/v1/models/tiny/reload"
+    assert httpx.post(url).status_code == 401
+    refused = httpx.post(url, headers=bearer(keys["app"]))
+    assert (refused.status_code, refused.json()["detail"]["code"]) == (403, "FORBIDDEN")
+    assert httpx.post(url, headers=bearer(keys["root"])).json()["replaced"] == 1
+
+
+def test_a_stranger_is_refused_before_their_body_is_read(guarded: Server) -> None:
+    """The reply is there while the body is still to come."""
+    address = httpx.URL(guarded.url)
+    head = (
+        f"POST /v1/score/tiny HTTP/1.1\r\nHost: {address.host}\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_log_names_the_key_and_never_shows_it(
+    guarded: Server, keys: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not on debug either, and neither a wrong one."""
+    with caplog.at_level(logging.DEBUG):
+        httpx.post(f"{guarded.url}/v1/score/tiny", json=BODY, headers=bearer(keys["app"]))
+        httpx.post(f"{guarded.url}/v1/score/tiny", json=BODY, headers=bearer("sie_wrong"))
+    lines = [record for record in caplog.records if record.name == ACCESS_LOGGER]
+    seen: list[dict[str, Any]] = [vars(line)["fields"] for line in lines]
+    assert [line.get("key") for line in seen] == ["app", None]
+    everything = caplog.text + json.dumps(seen)
+    assert keys["app"] not in everything
+    assert "sie_wrong" not in everything

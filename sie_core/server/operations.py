@@ -112,7 +112,7 @@ class ModelStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class RequestCounts(msgspec.Struct, kw_only=True):
-    """Requests that call a model: those that are over, those of them that failed, those under way."""
+    """Requests that call a model: over, those of them that failed, and under way."""
 
     total: int
     failed: int

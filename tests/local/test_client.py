@@ -226,7 +226,7 @@ def test_a_documents_own_maximum_shortens_it_alone(
         )
     assert by_id(cut) == pytest.approx(short, abs=1e-6)
     assert cut["usage"]["truncated_items"] == 1
-    assert cut["truncated"] == ["a"]
+    assert cut["truncated"] == ["d0"]
     assert not caplog.records
 
 

@@ -15,12 +15,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sie_core.cascade import Stage
     from sie_core.embedder import Embedder
     from sie_core.errors import SIEError
     from sie_core.local import LocalAsyncClient, LocalClient
     from sie_core.ranking import RankedEntry, Ranking
     from sie_core.remote import SIEAsyncClient, SIEClient
     from sie_core.reranker import Reranker
+    from sie_core.score_cache import ScoreCache
     from sie_core.settings import (
         DEFAULT_EMBEDDING_MODEL,
         DEFAULT_MODEL,
@@ -46,9 +48,11 @@ __all__ = [
     "SIEAsyncClient",
     "SIEClient",
     "SIEError",
+    "ScoreCache",
     "ScoreEntry",
     "ScoreResult",
     "SourceSettings",
+    "Stage",
     "__version__",
 ]
 
@@ -67,9 +71,11 @@ _HOMES = {
     "SIEAsyncClient": "remote",
     "SIEClient": "remote",
     "SIEError": "errors",
+    "ScoreCache": "score_cache",
     "ScoreEntry": "types",
     "ScoreResult": "types",
     "SourceSettings": "settings",
+    "Stage": "cascade",
 }
 
 

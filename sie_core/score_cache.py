@@ -103,9 +103,24 @@ class ScoreCache:
         self._open()
 
     @classmethod
-    def of(cls, given: ScoreCache | int | None) -> ScoreCache | None:
-        """Return what a `score_cache` argument means: a cache, bytes for a new one, or none."""
-        return given if given is None or isinstance(given, ScoreCache) else cls(given)
+    def of(cls, given: ScoreCache | Mapping[str, Any] | int | None) -> ScoreCache | None:
+        """Return what a `score_cache` argument means.
+
+        Args:
+            given: A cache, the bytes of a new one, what `to_dict` gave, or None for none.
+        """
+        if given is None or isinstance(given, ScoreCache):
+            return given
+        return cls(**given) if isinstance(given, Mapping) else cls(given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings in a plain form, for a serialised component; scores stay here."""
+        folder = None if self.folder is None else str(self.folder)
+        return {
+            "max_bytes": self.max_bytes,
+            "folder": folder,
+            "max_disk_bytes": self.max_disk_bytes,
+        }
 
     def get_many(self, keys: Sequence[bytes]) -> list[CachedScore | None]:
         """Return the score of each key, None where there is none."""

@@ -423,6 +423,10 @@ NON_DEFAULTS: dict[str, Any] = {
     "calibration": "/somewhere/calibration.json",
     "fuse_retrieval_score": 0.25,
     "lora": "owner/legal",
+    "max_latency_ms": 80.0,
+    "score_cache": 1_000_000,
+    "cascade": [{"model": "tiny/model", "keep": 0.3, "options": {"max_length": 64}}],
+    "stop_when_stable": 2,
     "revision": "v2",
     "cache_dir": "/somewhere",
 }

@@ -49,14 +49,14 @@ def read(server: Server) -> Samples:
 
 @pytest.fixture
 def server(
-    serve: Callable[..., Server], tiny_bert: Path, tiny_xlmr: Path, tmp_path: Path
+    serve: Callable[..., Server], cold_bert: Path, cold_xlmr: Path, tmp_path: Path
 ) -> Server:
     """A server with a model that is loaded, one that is not, and one that cannot be."""
     (tmp_path / "broken").mkdir()
     return serve(
         models=(
-            ModelSettings(name="tiny", source=str(tiny_bert)),
-            ModelSettings(name="later", source=str(tiny_xlmr), preload=False),
+            ModelSettings(name="tiny", source=str(cold_bert)),
+            ModelSettings(name="later", source=str(cold_xlmr), preload=False),
             ModelSettings(name="broken", source=str(tmp_path / "broken"), preload=False),
         ),
         wait_for_load_seconds=30,

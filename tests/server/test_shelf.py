@@ -21,18 +21,6 @@ BODY = {"query": {"text": "river"}, "items": [{"text": "the river"}, {"text": "a
 TIMEOUT_SECONDS = 30
 
 
-@pytest.fixture
-def cold_bert(tiny_bert: Path, tmp_path: Path) -> Path:
-    """A checkpoint that nothing else in this process has loaded."""
-    return Path(shutil.copytree(tiny_bert, tmp_path / "cold-bert"))
-
-
-@pytest.fixture
-def cold_xlmr(tiny_xlmr: Path, tmp_path: Path) -> Path:
-    """Another."""
-    return Path(shutil.copytree(tiny_xlmr, tmp_path / "cold-xlmr"))
-
-
 class SlowLoading(LocalClient):
     """A client whose loads wait for leave."""
 

@@ -18,9 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from sie_core.cascade import to_stages
 from sie_core.client_holder import ClientHolder
 from sie_core.errors import InvalidRequestError
 from sie_core.reranker import Fallback, Reranker
+from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import Mode, RerankSpace
 
@@ -177,6 +179,23 @@ class SIEScoring(SIEBackend):
 
     lora: str | None = Field(default=None, frozen=True)
     """Adapter to score with: a folder, or a name on the hub or the server."""
+    max_latency_ms: float | None = None
+    """Return after this time with what is scored by then; the rest follows in retrieval order."""
+    score_cache: SkipValidation[Any] = Field(default=None, frozen=True)
+    """Bytes of scores to keep, or a `sie_core.ScoreCache` that several share; None keeps none."""
+    cascade: SkipValidation[Any] = Field(default=None, frozen=True)
+    """Cheaper models that score before, each with the part of the documents that go on: a list of
+    `sie_core.Stage`, or of pairs such as `("cross-encoder/ms-marco-TinyBERT-L2-v2", 0.3)`."""
+    stop_when_stable: int | None = Field(default=None, frozen=True)
+    """Stop after so many batches in a row that left the top as it was: a heuristic."""
+
+    @field_serializer("score_cache")
+    def _dump_score_cache(self, score_cache: Any) -> Any:
+        return score_cache.to_dict() if isinstance(score_cache, ScoreCache) else score_cache
+
+    @field_serializer("cascade")
+    def _dump_cascade(self, cascade: Any) -> list[dict[str, Any]] | None:
+        return None if cascade is None else [stage.to_dict() for stage in to_stages(cascade)]
 
     @field_serializer("fallback")
     def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
@@ -197,6 +216,9 @@ class SIEScoring(SIEBackend):
             hedge_after_ms=self.hedge_after_ms,
             lora=self.lora,
             calibration=self.calibration,
+            score_cache=self.score_cache,
+            cascade=self.cascade,
+            stop_when_stable=self.stop_when_stable,
             **self._backend_settings,
         )
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable
 from pydantic import model_validator
 
-from sie_core.errors import InvalidRequestError
+from sie_core.deadline import check_timeout_seconds
 from sie_core.fusion import check_retrieval_weight
-from sie_core.ranking import MARK_KEYS, MODEL_SCORE_KEY, check_score_threshold, check_top_k
+from sie_core.ranking import (
+    MARK_KEYS,
+    MODEL_SCORE_KEY,
+    STAGE_SCORES_KEY,
+    check_score_threshold,
+    check_top_k,
+)
 from sie_langchain.backend import SIEScoring, rename
+from sie_langchain.runnable import RerankInput, RerankRunnable
 
 if TYPE_CHECKING:
     from sie_core.ranking import RankedEntry, Ranking
@@ -21,18 +28,11 @@ if TYPE_CHECKING:
 SCORE_KEY = "relevance_score"
 """Where LangChain's rerankers put the score in a document's metadata."""
 
-_STALE_KEYS = {SCORE_KEY, MODEL_SCORE_KEY, *MARK_KEYS}
+_STALE_KEYS = {SCORE_KEY, MODEL_SCORE_KEY, STAGE_SCORES_KEY, *MARK_KEYS}
 """What an earlier stage may have written, and speaks of that stage only."""
 
 _MAX_TRACED_SCORES = 10
 """How many of the best scores a trace shows."""
-
-
-class RerankInput(TypedDict):
-    """What the runnable made by `SIEReranker.as_runnable` takes."""
-
-    query: str
-    documents: Sequence[Document]
 
 
 class SIEReranker(SIEScoring, BaseDocumentCompressor):
@@ -41,8 +41,8 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
     It is a document compressor, for `ContextualCompressionRetriever`. Documents come back as
     copies with their id and metadata, and the score in `metadata["relevance_score"]`; documents
     without text come last and have no score. With `callbacks`, each call is a run of its own.
-    Where a `fallback` gave another order than the model's, every document says so in its metadata:
-    `rerank_status`, `rerank_served_by` and `rerank_reason`.
+    Where a `fallback` gave another order than the model's, or not all documents were scored, every
+    document says so in its metadata: `rerank_status`, `rerank_served_by` and `rerank_reason`.
     """
 
     top_n: int | None = None
@@ -65,6 +65,7 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
         check_top_k(self.top_n, name="top_n")
         check_score_threshold(self.score_threshold)
         check_retrieval_weight(self.fuse_retrieval_score)
+        check_timeout_seconds(self.max_latency_ms, name="max_latency_ms")
         super().model_post_init(context)
 
     def compress_documents(
@@ -112,18 +113,39 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
         return ranked
 
     def as_runnable(self) -> Runnable[RerankInput, list[Document]]:
-        """Give a runnable from `{"query": str, "documents": [Document, ...]}` to documents."""
+        """Give a runnable from `{"query": str, "documents": [Document, ...]}` to documents.
 
-        def rerank_documents(inputs: RerankInput, config: RunnableConfig) -> list[Document]:
-            query, documents = _unpack(inputs)
-            return self.compress_documents(documents, query, config.get("callbacks"))
-
-        async def arerank_documents(inputs: RerankInput, config: RunnableConfig) -> list[Document]:
-            query, documents = _unpack(inputs)
-            return await self.acompress_documents(documents, query, config.get("callbacks"))
-
-        runnable = RunnableLambda(rerank_documents, arerank_documents, name="rerank_documents")
+        Its `batch` and `abatch` rank all queries at once.
+        """
+        runnable = RerankRunnable(self)
         return runnable.with_types(input_type=RerankInput, output_type=list[Document])
+
+    def compress_many(
+        self, pairs: Sequence[tuple[str, Sequence[Document]]]
+    ) -> list[list[Document] | Exception]:
+        """Rerank the documents of several queries at once, so that they share batches.
+
+        Args:
+            pairs: Queries, each with its documents.
+
+        Returns:
+            For each query its documents, best first, or the error that came instead.
+        """
+        rankings = self._reranker.rank_many(
+            [(query, _texts(documents)) for query, documents in pairs],
+            **self._settings_for_many(pairs),
+        )
+        return _to_many(pairs, rankings)
+
+    async def acompress_many(
+        self, pairs: Sequence[tuple[str, Sequence[Document]]]
+    ) -> list[list[Document] | Exception]:
+        """Do what `compress_many` does, without blocking the event loop."""
+        rankings = await self._reranker.arank_many(
+            [(query, _texts(documents)) for query, documents in pairs],
+            **self._settings_for_many(pairs),
+        )
+        return _to_many(pairs, rankings)
 
     @property
     def _run_name(self) -> str:
@@ -138,8 +160,14 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
             "instruction": self.instruction,
             "score_space": self.score_space,
             "fuse_retrieval_score": self.fuse_retrieval_score,
+            "max_latency_ms": self.max_latency_ms,
             "retrieval_scores": [document.metadata.get(key) for document in documents],
         }
+
+    def _settings_for_many(self, pairs: Sequence[tuple[str, Sequence[Document]]]) -> dict[str, Any]:
+        each = [self._settings_for(documents)["retrieval_scores"] for _, documents in pairs]
+        shared = self._settings_for([])
+        return shared | {"retrieval_scores": each, "return_exceptions": True}
 
     def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
         """Describe a call to a tracer. The parent's run holds the documents themselves."""
@@ -172,6 +200,15 @@ def _to_documents(documents: Sequence[Document], ranking: Ranking) -> list[Docum
     return [_with_score(documents[entry.index], entry, marks) for entry in ranking]
 
 
+def _to_many(
+    pairs: Sequence[tuple[str, Sequence[Document]]], rankings: Sequence[Ranking | Exception]
+) -> list[list[Document] | Exception]:
+    return [
+        ranking if isinstance(ranking, Exception) else _to_documents(documents, ranking)
+        for (_, documents), ranking in zip(pairs, rankings, strict=True)
+    ]
+
+
 def _with_score(document: Document, entry: RankedEntry, marks: dict[str, str]) -> Document:
     """Copy a document, its score written last, so that a retriever's own score never wins."""
     kept = {key: value for key, value in document.metadata.items() if key not in _STALE_KEYS}
@@ -180,13 +217,6 @@ def _with_score(document: Document, entry: RankedEntry, marks: dict[str, str]) -
         metadata[SCORE_KEY] = entry.score
     if entry.model_score is not None:
         metadata[MODEL_SCORE_KEY] = entry.model_score
+    if entry.stage_scores:
+        metadata[STAGE_SCORES_KEY] = list(entry.stage_scores)
     return document.model_copy(update={"metadata": metadata})
-
-
-def _unpack(inputs: Any) -> tuple[str, Sequence[Document]]:
-    try:
-        return inputs["query"], inputs["documents"]
-    except (KeyError, TypeError) as exc:
-        got = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
-        msg = f'the input must be {{"query": str, "documents": [Document, ...]}}, but got {got}'
-        raise InvalidRequestError(msg) from exc

@@ -14,10 +14,19 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
+from sie_core.cascade import Stage, to_stages
+from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fusion import check_retrieval_weight
-from sie_core.ranking import MARK_KEYS, MODEL_SCORE_KEY, check_score_threshold, check_top_k
+from sie_core.ranking import (
+    MARK_KEYS,
+    MODEL_SCORE_KEY,
+    STAGE_SCORES_KEY,
+    check_score_threshold,
+    check_top_k,
+)
 from sie_core.reranker import Fallback, Reranker
+from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoringClient
 from sie_llamaindex.backend import SIEBackend, backend_fields, one_of
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
 dispatcher = get_dispatcher(__name__)
 
-_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY}
+_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY, STAGE_SCORES_KEY}
 """What an earlier stage may have written, and speaks of that stage only."""
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
@@ -39,10 +48,11 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
 
     Nodes come back in new `NodeWithScore` objects with the reranker's score; nodes without text
     come last with the score None. The nodes given stay as they are. Nothing is loaded before the
-    first call. Where a `fallback` gave another order than the model's, the metadata of every node,
-    which then is a copy, says so: `rerank_status`, `rerank_served_by` and `rerank_reason`, hidden
-    from embeddings and prompts. A copy of the component keeps `api_key` and `token`; a pickle does
-    not, and the process that unpickles it reads `SIE_API_KEY` and `HF_TOKEN`.
+    first call. Where a `fallback` gave another order than the model's, or not all nodes were
+    scored, the metadata of every node, which then is a copy, says so: `rerank_status`,
+    `rerank_served_by` and `rerank_reason`, hidden from embeddings and prompts. A
+    copy of the component keeps `api_key` and `token`; a pickle does not, and the process that
+    unpickles it reads `SIE_API_KEY` and `HF_TOKEN`.
 
     Args:
         base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in this process.
@@ -84,6 +94,13 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         max_length: Tokens per pair; None means the model's own maximum.
         batch_size: Pairs per forward pass at most; None lets the token budget alone decide.
         lora: Adapter to score with: a folder, or a name on the hub or the server.
+        max_latency_ms: Return after this time with what is scored by then; the rest follows in
+            retrieval order.
+        score_cache: Bytes of scores to keep, or a `sie_core.ScoreCache` that several share.
+        cascade: Cheaper models that score before, each with the part of the nodes that go on: a
+            list of `sie_core.Stage`, or of pairs such as `("…/ms-marco-TinyBERT-L2-v2", 0.3)`.
+        stop_when_stable: Stop after so many batches in a row that left the top as it was: a
+            heuristic.
         revision: Branch, tag or commit of the model on the hub.
         token: Hub token for gated models; it is left out by `to_dict`.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -105,6 +122,12 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     fuse_retrieval_score: float | None = Field(description="Weight of the retriever's score.")
     lora: str | None = Field(frozen=True, description="Adapter to score with.")
     instruction: str | None = Field(description="Instruction to the model.")
+    max_latency_ms: float | None = Field(description="When to return with what is scored.")
+    score_cache: Any = Field(frozen=True, repr=False, description="Scores that are kept.")
+    cascade: list[dict[str, Any]] | None = Field(
+        frozen=True, description="Cheaper models that score before."
+    )
+    stop_when_stable: int | None = Field(frozen=True, description="Batches without a change.")
     metadata_mode: MetadataMode = Field(description="Which metadata is scored with the text.")
     keep_retrieval_score: bool = Field(description="Keep the retriever's score in metadata.")
 
@@ -138,6 +161,10 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         max_length: int | None = None,
         batch_size: int | None = None,
         lora: str | None = None,
+        max_latency_ms: float | None = None,
+        score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
+        stop_when_stable: int | None = None,
         revision: str | None = None,
         token: str | SecretStr | None = None,
         cache_dir: str | Path | None = None,
@@ -146,6 +173,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         check_top_k(top_n, name="top_n")
         check_score_threshold(score_threshold)
         check_retrieval_weight(fuse_retrieval_score)
+        check_timeout_seconds(max_latency_ms, name="max_latency_ms")
         fields = backend_fields(
             timeout_seconds=one_of("timeout_seconds", timeout_seconds, "timeout_s", timeout_s),
             base_url=base_url,
@@ -175,6 +203,10 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "calibration": None if calibration is None else str(calibration),
             "fuse_retrieval_score": fuse_retrieval_score,
             "lora": lora,
+            "max_latency_ms": max_latency_ms,
+            "score_cache": score_cache,
+            "cascade": None if cascade is None else [it.to_dict() for it in to_stages(cascade)],
+            "stop_when_stable": stop_when_stable,
             "instruction": instruction,
             "metadata_mode": metadata_mode,
             "keep_retrieval_score": keep_retrieval_score,
@@ -196,6 +228,10 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         is_named = isinstance(fallback, Sequence) and all(isinstance(it, str) for it in fallback)
         return list(fallback) if is_named else None
 
+    @field_serializer("score_cache")
+    def _dump_score_cache(self, score_cache: Any) -> Any:
+        return score_cache.to_dict() if isinstance(score_cache, ScoreCache) else score_cache
+
     @property
     def _reranker(self) -> Reranker:
         return cast("Reranker", self._holder)
@@ -207,6 +243,9 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             hedge_after_ms=self.hedge_after_ms,
             calibration=self.calibration,
             lora=self.lora,
+            score_cache=self.score_cache,
+            cascade=self.cascade,
+            stop_when_stable=self.stop_when_stable,
             **self._backend_settings,
         )
 
@@ -264,6 +303,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "instruction": self.instruction,
             "score_space": self.score_space,
             "fuse_retrieval_score": self.fuse_retrieval_score,
+            "max_latency_ms": self.max_latency_ms,
             "retrieval_scores": [node.score for node in nodes],
         }
 
@@ -288,6 +328,8 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             added[RETRIEVAL_SCORE_KEY] = scored.score
         if entry.model_score is not None:
             added[MODEL_SCORE_KEY] = entry.model_score
+        if entry.stage_scores:
+            added[STAGE_SCORES_KEY] = list(entry.stage_scores)
         return scored.model_copy(
             update={"node": _with_metadata(scored.node, added), "score": entry.score}
         )

@@ -25,6 +25,7 @@ from haystack_integrations.common.sie.arguments import (
 )
 from sie_core.client_holder import ClientHolder
 from sie_core.errors import InvalidRequestError
+from sie_core.score_cache import ScoreCache
 from sie_core.types import Mode
 
 API_KEY = Secret.from_env_var("SIE_API_KEY", strict=False)
@@ -157,7 +158,9 @@ class SIEComponent:
             )
             raise InvalidRequestError(msg)
         names = set(inspect.signature(self._constructor).parameters) - {"self"} - _NOT_SERIALISED
-        return default_to_dict(self, **{name: getattr(self, name) for name in sorted(names)})
+        return default_to_dict(
+            self, **{name: _plain(getattr(self, name)) for name in sorted(names)}
+        )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -186,3 +189,8 @@ class SIEComponent:
         twin = memo[id(self)] = object.__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
+
+
+def _plain(value: Any) -> Any:
+    """Return the settings of a score cache, whose scores stay in this process."""
+    return value.to_dict() if isinstance(value, ScoreCache) else value

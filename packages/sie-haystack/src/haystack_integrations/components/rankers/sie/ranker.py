@@ -12,22 +12,27 @@ from haystack.utils import ComponentDevice, Secret
 
 from haystack_integrations.common.sie.arguments import joined_text
 from haystack_integrations.common.sie.component import API_KEY, HUB_TOKEN, SIEComponent
+from sie_core.cascade import Stage, to_stages
+from sie_core.errors import InvalidRequestError
 from sie_core.fusion import check_retrieval_weight
 from sie_core.ranking import (
     MARK_KEYS,
     MODEL_SCORE_KEY,
+    STAGE_SCORES_KEY,
     check_score_space,
     check_score_threshold,
     check_top_k,
 )
+from sie_core.rerank_plan import CallOverrides
 from sie_core.reranker import Fallback, Reranker
+from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
     from sie_core.ranking import RankedEntry, Ranking
 
-_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY}
+_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY, STAGE_SCORES_KEY}
 """What an earlier stage may have written, and speaks of that stage only."""
 
 _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
@@ -43,9 +48,9 @@ class SIERanker(SIEComponent):
 
     Documents come back as copies with the ranker's score; documents without text come last with
     the score None. Nothing is loaded before `warm_up` or the first run. Where a `fallback` gave
-    another order than the model's, every document says so in its meta: `rerank_status`,
-    `rerank_served_by` and `rerank_reason`. A copy of the component keeps its secrets; a pickle
-    keeps the names of environment variables, which are read again, and no values.
+    another order than the model's, or not all documents were scored, every document says so in its
+    meta: `rerank_status`, `rerank_served_by` and `rerank_reason`. A copy of the component keeps its
+    secrets; a pickle keeps the names of environment variables, which are read again, and no values.
 
     Args:
         base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in this process.
@@ -90,6 +95,14 @@ class SIERanker(SIEComponent):
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         lora: Adapter to score with: a folder, or a name on the hub or the server.
+        max_latency_ms: Return after this time with what is scored by then; the rest follows in
+            retrieval order.
+        score_cache: Bytes of scores to keep, or a `sie_core.ScoreCache` that several share; what is
+            serialised are its settings.
+        cascade: Cheaper models that score before, each with the part of the documents that go on: a
+            list of `sie_core.Stage`, or of pairs such as `("…/ms-marco-TinyBERT-L2-v2", 0.3)`.
+        stop_when_stable: Stop after so many batches in a row that left the top as it was: a
+            heuristic.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
@@ -136,6 +149,10 @@ class SIERanker(SIEComponent):
         num_threads: int | None = None,
         max_length: int | None = None,
         lora: str | None = None,
+        max_latency_ms: float | None = None,
+        score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
+        stop_when_stable: int | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         client: ScoringClient | None = None,
@@ -182,6 +199,10 @@ class SIERanker(SIEComponent):
         self.calibration = None if calibration is None else str(calibration)
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
+        self.max_latency_ms = max_latency_ms
+        self.score_cache = score_cache
+        self.cascade = None if cascade is None else [it.to_dict() for it in to_stages(cascade)]
+        self.stop_when_stable = stop_when_stable
         self.score_threshold = score_threshold
         self.instruction = instruction
         self._holder = self._make_holder()
@@ -196,6 +217,8 @@ class SIERanker(SIEComponent):
         top_k: int | None = None,
         scale_score: bool | None = None,
         score_threshold: float | None = None,
+        *,
+        max_latency_ms: float | None = None,
     ) -> dict[str, list[Document]]:
         """Rerank `documents`, which stay as they are.
 
@@ -204,9 +227,10 @@ class SIERanker(SIEComponent):
         Args:
             query: What is looked for.
             documents: Documents in retrieval order.
-            top_k: Instead of the constructor's, as are the two below; None means that one.
+            top_k: Instead of the constructor's, as are the three below; None means that one.
             scale_score: See the class.
             score_threshold: See the class.
+            max_latency_ms: See the class.
 
         Returns:
             `{"documents": [...]}`, best first.
@@ -219,7 +243,7 @@ class SIERanker(SIEComponent):
             self._query_text(query),
             self._texts(candidates),
             retrieval_scores=[document.score for document in candidates],
-            **self._call_settings(top_k, scale_score, score_threshold),
+            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
         )
         return {"documents": _to_documents(candidates, ranking)}
 
@@ -231,6 +255,8 @@ class SIERanker(SIEComponent):
         top_k: int | None = None,
         scale_score: bool | None = None,
         score_threshold: float | None = None,
+        *,
+        max_latency_ms: float | None = None,
     ) -> dict[str, list[Document]]:
         """Do what `run` does, without blocking the event loop."""
         candidates = _without_duplicates(documents)
@@ -238,13 +264,70 @@ class SIERanker(SIEComponent):
             self._query_text(query),
             self._texts(candidates),
             retrieval_scores=[document.score for document in candidates],
-            **self._call_settings(top_k, scale_score, score_threshold),
+            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
         )
         return {"documents": _to_documents(candidates, ranking)}
 
+    def run_batch(
+        self,
+        queries: list[str],
+        documents: list[list[Document]],
+        *,
+        top_k: int | None = None,
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+        max_latency_ms: float | None = None,
+    ) -> dict[str, list[list[Document]]]:
+        """Rerank the documents of several queries at once, so that they share batches.
+
+        Args:
+            queries: What is looked for.
+            documents: A list of documents for each query.
+            top_k: As for `run`, as are the two below.
+            scale_score: See `run`.
+            score_threshold: See `run`.
+            max_latency_ms: Of all queries together.
+
+        Returns:
+            `{"documents": [[...], ...]}`: a list for each query, best first.
+
+        Raises:
+            SIEError: As for `run`; one query that fails fails the batch.
+        """
+        candidates = _candidates(queries, documents)
+        rankings = self._reranker.rank_many(
+            self._pairs(queries, candidates),
+            retrieval_scores=_retrieval_scores(candidates),
+            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
+        )
+        return {"documents": list(map(_to_documents, candidates, rankings))}
+
+    async def run_batch_async(
+        self,
+        queries: list[str],
+        documents: list[list[Document]],
+        *,
+        top_k: int | None = None,
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+        max_latency_ms: float | None = None,
+    ) -> dict[str, list[list[Document]]]:
+        """Do what `run_batch` does, without blocking the event loop."""
+        candidates = _candidates(queries, documents)
+        rankings = await self._reranker.arank_many(
+            self._pairs(queries, candidates),
+            retrieval_scores=_retrieval_scores(candidates),
+            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
+        )
+        return {"documents": list(map(_to_documents, candidates, rankings))}
+
     def _call_settings(
-        self, top_k: int | None, scale_score: bool | None, score_threshold: float | None
-    ) -> dict[str, Any]:
+        self,
+        top_k: int | None,
+        scale_score: bool | None,
+        score_threshold: float | None,
+        max_latency_ms: float | None,
+    ) -> CallOverrides:
         scale = self.scale_score if scale_score is None else scale_score
         return {
             "top_k": self.top_k if top_k is None else top_k,
@@ -252,7 +335,16 @@ class SIERanker(SIEComponent):
                 self.score_threshold if score_threshold is None else score_threshold
             ),
             "score_space": self.score_space if scale is None else _SCORE_SPACES[scale],
+            "max_latency_ms": max_latency_ms,
         }
+
+    def _pairs(
+        self, queries: list[str], candidates: list[list[Document]]
+    ) -> list[tuple[str, list[str | None]]]:
+        return [
+            (self._query_text(query), self._texts(documents))
+            for query, documents in zip(queries, candidates, strict=True)
+        ]
 
     def _query_text(self, query: str) -> str:
         """Add prefix and suffix, but not to a blank query, which is an error and must stay one."""
@@ -283,6 +375,10 @@ class SIERanker(SIEComponent):
             calibration=self.calibration,
             fuse_retrieval_score=self.fuse_retrieval_score,
             lora=self.lora,
+            max_latency_ms=self.max_latency_ms,
+            score_cache=self.score_cache,
+            cascade=self.cascade,
+            stop_when_stable=self.stop_when_stable,
             **self._backend_settings,
         )
 
@@ -297,6 +393,22 @@ def _without_duplicates(documents: list[Document]) -> list[Document]:
     return list(best.values())
 
 
+def _candidates(queries: list[str], documents: list[list[Document]]) -> list[list[Document]]:
+    """Return each query's documents without duplicates.
+
+    Raises:
+        InvalidRequestError: There are not as many lists as queries.
+    """
+    if len(queries) != len(documents):
+        msg = f"documents must be a list for each of {len(queries)} queries, got {len(documents)}"
+        raise InvalidRequestError(msg)
+    return [_without_duplicates(of_one) for of_one in documents]
+
+
+def _retrieval_scores(candidates: list[list[Document]]) -> list[list[float | None]]:
+    return [[document.score for document in of_one] for of_one in candidates]
+
+
 def _to_documents(documents: list[Document], ranking: Ranking) -> list[Document]:
     return [_with_score(documents[entry.index], entry, ranking.marks) for entry in ranking]
 
@@ -306,4 +418,6 @@ def _with_score(document: Document, entry: RankedEntry, marks: dict[str, str]) -
     kept = {key: value for key, value in document.meta.items() if key not in _STALE_KEYS}
     if entry.model_score is not None:
         kept[MODEL_SCORE_KEY] = entry.model_score
+    if entry.stage_scores:
+        kept[STAGE_SCORES_KEY] = list(entry.stage_scores)
     return replace(document, score=entry.score, meta=kept | marks)

@@ -379,6 +379,7 @@ def test_markup_stays_text(page: Any, served: str) -> None:
     assert page.locator("#asked").inner_text() == harm
     assert sorted(shown(page))[:2] == [harm, harm]
     assert MARKUP in page.locator("#said").inner_text()
+    expect(page.locator("#snippet")).to_contain_text("onerror")
     assert harm in json.loads(page.locator("#snippet").inner_text().split("<<'JSON'")[1][:-4])["query"]["text"]  # fmt: skip  # noqa: E501
     assert page.locator("main img, main script, main b:not(.place b)").count() == 0
     page.route("**/v1/score/**", lambda route: route.fulfill(
@@ -412,7 +413,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(
     assert key not in page.evaluate("JSON.stringify({...localStorage})")
     assert key not in page.content()
     page.locator("#code summary").click()
-    assert "$SIE_API_KEY" in page.locator("#snippet").inner_text()
+    expect(page.locator("#snippet")).to_contain_text("$SIE_API_KEY")
     page.click("#forget")
     expect(page.locator("#keybox")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0

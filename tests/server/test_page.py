@@ -51,7 +51,7 @@ def test_the_page_is_served_whole(served: Server) -> None:
     assert reply.content == CONTENT.encode()
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["x-frame-options"] == "DENY"
-    assert reply.headers["referrer-policy"] == "no-referrer"
+    assert reply.headers["referrer-policy"] == "same-origin"
     policy = dict(
         part.split(" ", 1) for part in reply.headers["content-security-policy"].split("; ")
     )

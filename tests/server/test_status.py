@@ -65,6 +65,18 @@ def test_calls_are_counted_with_their_models(
     assert after["uptime_s"] > before["uptime_s"]
 
 
+def test_asking_every_second_uses_up_no_rate(
+    serve: Callable[..., Server], make_tiny_bert: Callable[..., Path]
+) -> None:
+    """The page does: whoever has it open may still call as often as anyone."""
+    models = (ModelSettings(name="tiny", source=str(make_tiny_bert())),)
+    server = serve(models=models, rate_limits=("1/minute",))
+    with httpx.Client(base_url=server.url) as client:
+        assert [client.get("/v1/status").status_code for _ in range(5)] == [200] * 5
+        statuses = [client.post("/v1/score/tiny", json=BODY).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+
+
 def test_percentiles_are_times_that_occurred() -> None:
     """By nearest rank: of ten calls, the fifth and the tenth."""
     clock = Clock()

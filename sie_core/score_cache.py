@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import threading
 import uuid
@@ -77,7 +78,8 @@ class ScoreCacheStats:
 class ScoreCache:
     """Keep scores, those used last in place of those not used for the longest time.
 
-    A copy is the same cache. A pickle carries the settings and no scores.
+    A copy is the same cache. A pickle carries the settings and no scores; a forked child begins
+    with none.
 
     Args:
         max_bytes: Bound on what is kept in memory.
@@ -194,6 +196,7 @@ class ScoreCache:
             msg = "score_cache needs cachetools: pip install 'sie-core[cache]'"
             raise MissingDependencyError(msg) from exc
         self._lock = threading.Lock()
+        _caches.add(self)
         self._memory: cachetools.LRUCache[bytes, bytes] = cachetools.LRUCache(
             self.max_bytes, getsizeof=_num_bytes
         )
@@ -205,6 +208,19 @@ class ScoreCache:
             for key, value in values.items():
                 if value is not None and _num_bytes(value) <= self.max_bytes:
                     self._memory[key] = value
+
+
+_caches: weakref.WeakSet[ScoreCache] = weakref.WeakSet()
+
+
+def _reopen_after_fork() -> None:
+    """Begin anew in a forked child: a thread that is not there may have been amid a change."""
+    for cache in list(_caches):
+        cache._open()  # noqa: SLF001  it is of this module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reopen_after_fork)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
+import signal
 import threading
 import tracemalloc
 from pathlib import Path
@@ -110,6 +112,20 @@ def test_copies_share_the_scores_and_pickles_carry_none() -> None:
     assert copy.deepcopy(reranker).score_cache is cache
     unpickled = pickle.loads(pickle.dumps(reranker)).score_cache
     assert (unpickled.max_bytes, unpickled.stats().num_entries) == (10**6, 0)
+
+
+def test_a_forked_child_begins_anew() -> None:
+    """Even where a thread of its parent held the lock at that moment."""
+    cache = ScoreCache(10**6)
+    cache.put_many({b"a": _score(1.0)})
+    cache._lock.acquire()
+    child = os.fork()
+    if child == 0:  # a wrong answer, or none, must not run the other tests twice
+        signal.alarm(20)
+        os._exit(0 if cache.get_many([b"a"]) == [None] else 1)
+    cache._lock.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert cache.get_many([b"a"]) == [_score(1.0)]
 
 
 def test_threads_share_a_cache() -> None:

@@ -251,7 +251,14 @@ class BareReranker:
     def chosen(self, documents: list[Any], ranking: Any) -> list[Any]:
         originals = [documents[entry.index] for entry in ranking]
         return [
-            Plain(document.id, document.text, entry.score, document.metadata | ranking.marks)
+            Plain(
+                document.id,
+                document.text,
+                entry.score,
+                document.metadata
+                | ranking.marks
+                | ({"best_passage": list(entry.span)} if entry.span else {}),
+            )
             for document, entry in zip(originals, ranking, strict=True)
         ]
 
@@ -374,6 +381,8 @@ class Haystack:
             settings["scale_score"] = settings.pop("score_space") == "probability"
         if "token" in settings:
             settings["token"] = Secret.from_token(settings["token"])
+        names = {"meta_fields": "meta_fields_to_embed", "meta_separator": "embedding_separator"}
+        settings = {names.get(name, name): value for name, value in settings.items()}
         return SIERanker(model=model, **{"top_k": None} | settings)
 
     def documents(self, texts: Texts) -> list[Any]:

@@ -430,6 +430,12 @@ def test_a_dump_describes_the_backend_but_holds_no_clients(client: Any) -> None:
         "hedge_after_ms": 50.0,
         "wait_for_capacity": True,
         "timeout_seconds": 2.5,
+        "long_documents": "max_passage",
+        "passage_overlap": 32,
+        "max_passages": 8,
+        "meta_fields": ["title"],
+        "meta_template": "{name}: {value}",
+        "document_prefix": "passage: ",
     }
     original = SIEReranker(**settings)
     for dumped in (original.model_dump(), json.loads(original.model_dump_json())):

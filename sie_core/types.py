@@ -94,7 +94,7 @@ class ScoreResult(TypedDict):
     `long_documents` is there where a call asked for it: what was done with long items.
     `source` names the very weights that gave the scores, where they are known: another name means
     that scores may differ. `truncated` holds the ids of the items that were longer than the model
-    reads, where there are such and a model of this process found it.
+    reads, where there are such, and the server, if one was asked, names them.
     """
 
     model: str

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         EngineSettings,
         SourceSettings,
     )
+    from sie_core.telemetry import RerankEvent, RerankStats
     from sie_core.types import EncodeResult, Item, ScoreEntry, ScoreResult
 
 __version__ = "0.1.0"
@@ -44,6 +45,8 @@ __all__ = [
     "LocalClient",
     "RankedEntry",
     "Ranking",
+    "RerankEvent",
+    "RerankStats",
     "Reranker",
     "SIEAsyncClient",
     "SIEClient",
@@ -67,6 +70,8 @@ _HOMES = {
     "LocalClient": "local",
     "RankedEntry": "ranking",
     "Ranking": "ranking",
+    "RerankEvent": "telemetry",
+    "RerankStats": "telemetry",
     "Reranker": "reranker",
     "SIEAsyncClient": "remote",
     "SIEClient": "remote",

@@ -10,7 +10,7 @@ The documents themselves are never changed: this only makes texts of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from string import Formatter
@@ -51,7 +51,7 @@ class DocumentText:
         meta_fields: Metadata fields whose values stand before the content, in this order. A field
             that a document does not have, or that is None or blank there, is left out.
         meta_template: How each of them is written; `{name}` and `{value}` stand for its own.
-        separator: Between them, and before the content.
+        meta_separator: Between them, and before the content.
         query_prefix: Before the query.
         query_suffix: After it.
         document_prefix: Before all of a document's text.
@@ -63,7 +63,7 @@ class DocumentText:
 
     meta_fields: Sequence[str] = ()
     meta_template: str = "{value}"
-    separator: str = "\n"
+    meta_separator: str = "\n"
     query_prefix: str = ""
     query_suffix: str = ""
     document_prefix: str = ""
@@ -76,7 +76,7 @@ class DocumentText:
             msg = f"meta_fields must be a list of names such as ['title'], but got {fields!r}"
             raise InvalidRequestError(msg)
         for name in (
-            "separator",
+            "meta_separator",
             "query_prefix",
             "query_suffix",
             "document_prefix",
@@ -110,9 +110,16 @@ class DocumentText:
         content = content or ""
         if not parts and not content.strip():
             return None
-        before = self.document_prefix + "".join(part + self.separator for part in parts)
+        before = self.document_prefix + "".join(part + self.meta_separator for part in parts)
         end = len(before) + len(content)
         return RankedText(f"{before}{content}{self.document_suffix}", len(before), end)
+
+    def texts_of(
+        self, documents: Iterable[tuple[str | None, Mapping[str, Any]]]
+    ) -> list[str | None]:
+        """Return what is ranked of documents, given the content and the metadata of each."""
+        ranked = (self.of_document(content, metadata) for content, metadata in documents)
+        return [None if it is None else it.text for it in ranked]
 
     def of_text(self, text: str, content: str) -> RankedText | None:
         """Put prefix and suffix around a text that already has the metadata in it.

@@ -18,7 +18,12 @@ from typing import Any
 import pytest
 
 from sie_core import Embedder, Item, LocalClient, Reranker
-from sie_core.errors import InvalidRequestError, ServerError, SIEConnectionError
+from sie_core.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ServerError,
+    SIEConnectionError,
+)
 from sie_core.fallback import Backend
 from sie_core.telemetry import RerankEvent, use_providers
 from sie_core.telemetry.otel import MAX_TRACED_DOCUMENTS
@@ -264,6 +269,67 @@ def test_broken_telemetry_fails_no_call_and_is_logged_once(
     assert [record.message for record in caplog.records] == [
         "telemetry failed: RuntimeError: broken"
     ]
+
+
+def test_many_queries_are_a_span_each_and_share_none(telemetry: Any, tiny_bert: Path) -> None:
+    """Each of `rank_many` is traced, counted and told of; what a client does is under its own."""
+    tracer = telemetry.tracer_provider.get_tracer("program")
+
+    class Tracing(Words):
+        def score(self, *positional: Any, **named: Any) -> Mapping[str, Any]:
+            with tracer.start_as_current_span(positional[1]["text"]):
+                return super().score(*positional, **named)
+
+    events: list[RerankEvent] = []
+    reranker = Reranker("m", client=Tracing(), on_rerank=events.append, trace_content=True)
+    reranker.rank_many([(f"query {i}", DOCUMENTS) for i in range(5)])
+    calls = {it.attributes["reranker.query"]: it for it in telemetry.spans("RERANKER")}
+    asked = {it.name: it for it in telemetry.spans() if it.name.startswith("query")}
+    assert set(calls) == set(asked) == {f"query {i}" for i in range(5)}
+    for query, span in asked.items():
+        assert span.parent.span_id == calls[query].context.span_id
+    assert len(events) == reranker.stats().num_calls == 5
+    with Reranker(str(tiny_bert)) as local:
+        local.rank_many([(QUERY, DOCUMENTS)] * 3)
+        assert local.stats().statuses == {"complete": 3}
+        assert len(telemetry.spans("RERANKER")) == 8
+
+
+@BOTH_WAYS
+async def test_a_partial_answer_says_so(way: str, telemetry: Any) -> None:
+    """Time was up: the status, why, and how many were scored; to span, metrics, hook and counts."""
+
+    class Late(Words):
+        def score(self, *_: Any, **named: Any) -> Mapping[str, Any]:
+            msg = f"{named['timeout_seconds']} s passed"
+            raise DeadlineExceededError(msg)
+
+    events: list[RerankEvent] = []
+    reranker = Reranker("m", client=Late(), max_latency_ms=30, on_rerank=events.append)
+    ranking = await rerank(reranker, way)
+    assert ranking.status == "partial"
+    said = telemetry.span("RERANKER").attributes
+    assert (said["sie.status"], said["sie.num_scored"]) == ("partial", 0)
+    (point,) = telemetry.points("sie.rerank.duration")
+    assert point.attributes["sie.status"] == "partial"
+    assert [event.status for event in events] == ["partial"]
+    assert reranker.stats().statuses == {"partial": 1}
+    assert reranker.stats().failures == {}
+
+
+def test_scores_from_the_cache_are_counted(telemetry: Any, tiny_bert: Path) -> None:
+    """On the second call all of them; in metrics, hook, span, and the cache's own stats."""
+    events: list[RerankEvent] = []
+    with Reranker(str(tiny_bert), score_cache=100_000, on_rerank=events.append) as reranker:
+        reranker.rerank(QUERY, DOCUMENTS)
+        reranker.rerank(QUERY, DOCUMENTS)
+        stats = reranker.stats()
+    assert [(event.num_scored, event.num_cached) for event in events] == [(3, 0), (3, 3)]
+    assert stats.cache is not None
+    assert (stats.cache.num_hits, stats.cache.num_entries) == (3, 3)
+    assert [point.value for point in telemetry.points("sie.rerank.scored")] == [6]
+    assert [point.value for point in telemetry.points("sie.rerank.cached")] == [3]
+    assert telemetry.spans("RERANKER")[1].attributes["sie.num_cached"] == 3
 
 
 # --- metrics -------------------------------------------------------------------------------------

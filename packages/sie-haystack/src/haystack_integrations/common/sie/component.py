@@ -31,7 +31,7 @@ from sie_core.types import Mode
 API_KEY = Secret.from_env_var("SIE_API_KEY", strict=False)
 HUB_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
 
-_NOT_SERIALISED = {"client", "async_client", "timeout_s"}
+_NOT_SERIALISED = {"client", "async_client", "timeout_s", "on_rerank"}
 """Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
 
 
@@ -173,6 +173,8 @@ class SIEComponent:
         for name in ("api_key", "token"):
             if not isinstance(getattr(self, name), EnvVarSecret):
                 left_out[name] = None
+        if "on_rerank" in self.__dict__:  # a function need not be one that can be pickled
+            left_out["on_rerank"] = None
         return self.__dict__ | left_out
 
     def __setstate__(self, state: dict[str, Any]) -> None:

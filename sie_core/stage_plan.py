@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from sie_core.errors import DeadlineExceededError, SIEConnectionError
+from sie_core.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    InvalidResponseError,
+    ModelError,
+    SIEError,
+)
 from sie_core.pace import Pace, cost_of, num_fitting, pace_of
 from sie_core.ranking import match_entries
 from sie_core.score_cache import CachedScore, ScoreCache, score_keys, source_of_reply
@@ -25,6 +31,9 @@ STABLE_BATCH_DOCUMENTS: Final = 16
 STABLE_TOP_K: Final = 10
 """The top that is looked at, where `top_k` names none."""
 
+
+_NOT_OF_TIME: Final = (InvalidRequestError, InvalidResponseError, ModelError)
+"""Errors that more time would not have spared."""
 
 _RETURN_SECONDS: Final = 0.01
 _RETURN_SHARE: Final = 0.1
@@ -232,10 +241,10 @@ class StagePlan:
     def _is_out_of_time(self, error: Exception) -> bool:
         if not self._patience.has_deadline:
             return False
-        is_up = self._patience.left_seconds <= 0
-        return isinstance(error, DeadlineExceededError) or (
-            is_up and isinstance(error, SIEConnectionError)
-        )
+        if isinstance(error, DeadlineExceededError):
+            return True
+        is_up = self._patience.left_seconds <= 0  # a chain names its first error, not its last
+        return is_up and isinstance(error, SIEError) and not isinstance(error, _NOT_OF_TIME)
 
     def _take(self, portion: Sequence[str], reply: Reply) -> str | None:
         """Take a reply's scores; return why they cannot stand beside those before, if so."""

@@ -7,8 +7,6 @@ Whose client is asked, and its life, is in `ClientHolder`.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -521,13 +519,9 @@ class Reranker(ClientHolder):
         """Start the clock of one call."""
         top_k = self.top_k if settings.top_k is None else settings.top_k
         latency_ms = settings.max_latency_ms or self.max_latency_ms
-        if latency_ms is None:
-            moment = math.inf
-        else:
-            seconds = min(latency_ms / 1000, self.timeout_seconds or math.inf)
-            moment = time.monotonic() + seconds
-        return Patience(
-            moment=moment,
+        seconds = None if latency_ms is None else latency_ms / 1000
+        return Patience.of(
+            seconds if seconds is None else min(seconds, self.timeout_seconds or seconds),
             num_together=num_together,
             stop_when_stable=self.stop_when_stable,
             top_k=top_k or STABLE_TOP_K,

@@ -220,7 +220,7 @@ class LocalAsyncClient:
 async def _in_thread_if_large(
     request: ScoreRequest | EncodeRequest,
     work: Callable[[Unpack[_Ts]], _T],
-    *arguments: Unpack[_Ts],
+    *arguments: *_Ts,
 ) -> _T:
     """Do a small request's work here: a thread for it would cost several times as much.
 

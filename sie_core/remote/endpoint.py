@@ -202,6 +202,7 @@ class Endpoint:
             base_url=self.base_url,
             deadline=Deadline.after(timeout_seconds or self.settings.timeout_seconds),
             connect_timeout_seconds=self.settings.connect_timeout_seconds,
+            restart_seconds=self.settings.restart_seconds,
             redact=self.redact,
         )
 

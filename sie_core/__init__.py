@@ -15,18 +15,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sie_core.cascade import Stage
     from sie_core.embedder import Embedder
     from sie_core.errors import SIEError
     from sie_core.local import LocalAsyncClient, LocalClient
     from sie_core.ranking import RankedEntry, Ranking
     from sie_core.remote import SIEAsyncClient, SIEClient
     from sie_core.reranker import Reranker
+    from sie_core.score_cache import ScoreCache
     from sie_core.settings import (
         DEFAULT_EMBEDDING_MODEL,
         DEFAULT_MODEL,
         EngineSettings,
         SourceSettings,
     )
+    from sie_core.telemetry import RerankEvent, RerankStats
     from sie_core.types import EncodeResult, Item, ScoreEntry, ScoreResult
 
 __version__ = "0.1.0"
@@ -42,13 +45,17 @@ __all__ = [
     "LocalClient",
     "RankedEntry",
     "Ranking",
+    "RerankEvent",
+    "RerankStats",
     "Reranker",
     "SIEAsyncClient",
     "SIEClient",
     "SIEError",
+    "ScoreCache",
     "ScoreEntry",
     "ScoreResult",
     "SourceSettings",
+    "Stage",
     "__version__",
 ]
 
@@ -63,13 +70,17 @@ _HOMES = {
     "LocalClient": "local",
     "RankedEntry": "ranking",
     "Ranking": "ranking",
+    "RerankEvent": "telemetry",
+    "RerankStats": "telemetry",
     "Reranker": "reranker",
     "SIEAsyncClient": "remote",
     "SIEClient": "remote",
     "SIEError": "errors",
+    "ScoreCache": "score_cache",
     "ScoreEntry": "types",
     "ScoreResult": "types",
     "SourceSettings": "settings",
+    "Stage": "cascade",
 }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
 
 
@@ -49,15 +50,23 @@ class Stage:
             return min(self.keep, num_candidates)
         return math.ceil(self.keep * num_candidates)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it in a plain form, which `to_stages` reads; what is not set is left out."""
+        more = {"instruction": self.instruction, "options": dict(self.options) or None}
+        set_too = {name: it for name, it in more.items() if it is not None}
+        return {"model": self.model, "keep": self.keep, **set_too}
+
     def arguments(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of its calls, where those of the reranker's own model are `shared`.
 
-        What says where the model runs is the same; instruction and options are the stage's own.
+        What says where the model runs, and what is done with long documents, is the same;
+        instruction and other options are the stage's own.
         """
         options = dict(self.options)
-        batch_size = (shared.get("options") or {}).get("batch_size")
-        if batch_size is not None:
-            options.setdefault("batch_size", batch_size)
+        given = shared.get("options") or {}
+        for name in ("batch_size", *long_documents.OPTIONS):
+            if name in given:
+                options.setdefault(name, given[name])
         own = {"instruction": self.instruction, "options": options or None}
         return {
             **{name: it for name, it in shared.items() if name not in own},
@@ -66,7 +75,7 @@ class Stage:
 
 
 def to_stages(given: object) -> tuple[Stage, ...]:
-    """Return the stages of a `cascade` argument: `Stage` objects or pairs `(model, keep)`.
+    """Return the stages of a `cascade` argument: `Stage` objects, pairs `(model, keep)`, or maps.
 
     Raises:
         InvalidRequestError: It is something else.
@@ -79,9 +88,14 @@ def to_stages(given: object) -> tuple[Stage, ...]:
     return tuple(_to_stage(one) for one in given)
 
 
+_FIELDS = {one.name for one in fields(Stage)}
+
+
 def _to_stage(given: object) -> Stage:
     if isinstance(given, Stage):
         return given
+    if isinstance(given, Mapping) and {"model", "keep"} <= given.keys() <= _FIELDS:
+        return Stage(**given)
     if isinstance(given, Sequence) and not isinstance(given, str):
         try:
             model, keep = given

@@ -22,7 +22,7 @@ from sie_core.fallback import LOCAL, Backend, open_backend
 from sie_core.settings import check_mode
 from sie_core.types import Mode
 
-_RUNTIME = ("_lock", "_opened", "_is_warm")
+_RUNTIME = ("_lock", "_opened", "_is_warm", "_watch")
 """What belongs to one process and is made anew in a copy."""
 
 

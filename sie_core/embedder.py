@@ -18,6 +18,7 @@ from sie_core.client_holder import ClientHolder, check_text
 from sie_core.deadline import Deadline
 from sie_core.errors import InvalidRequestError, InvalidResponseError, UnsupportedModelError
 from sie_core.settings import DEFAULT_EMBEDDING_MODEL, EMBEDDING_STEP_TEXTS, RemoteSettings
+from sie_core.telemetry.embedding_span import EmbeddingSpan
 from sie_core.types import AsyncEncodingClient, EncodingClient, Item, Mode
 
 Progress = Callable[[int], object]
@@ -80,6 +81,8 @@ class Embedder(ClientHolder):
         revision: In-process: branch, tag or commit of the model on the hub.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
+        trace_content: Whether texts are written on OpenTelemetry's spans, if the program traces;
+            None means `SIE_TRACE_CONTENT`, else no.
 
     Raises:
         InvalidRequestError: An argument is wrong, or two exclude each other.
@@ -111,6 +114,7 @@ class Embedder(ClientHolder):
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
+        trace_content: bool | None = None,
     ) -> None:
         check_text(output_dtype=output_dtype)
         if output_dtype in _PACKED:
@@ -138,6 +142,7 @@ class Embedder(ClientHolder):
             cache_dir=cache_dir,
         )
         self.output_dtype = output_dtype
+        self.trace_content = trace_content
         if self.base_url is not None:
             self._open(is_async=False)  # connects to nothing, but refuses a wrong address now
 
@@ -161,12 +166,13 @@ class Embedder(ClientHolder):
         """
         call = self._prepare(texts, is_query=is_query, has_steps=on_progress is not None)
         vectors: list[list[float]] = []
-        for items, arguments in call:
-            reply = self._open(is_async=False).encode(self.model, items, **arguments)
-            vectors += self._to_vectors(reply, len(items))
-            if on_progress is not None:
-                on_progress(len(items))
-        return _checked_dimensions(vectors)
+        with self._span(texts, call):
+            for items, arguments in call:
+                reply = self._open(is_async=False).encode(self.model, items, **arguments)
+                vectors += self._to_vectors(reply, len(items))
+                if on_progress is not None:
+                    on_progress(len(items))
+            return _checked_dimensions(vectors)
 
     async def aembed(
         self, texts: Sequence[str], *, is_query: bool = False, on_progress: Progress | None = None
@@ -174,12 +180,22 @@ class Embedder(ClientHolder):
         """Do what `embed` does, without blocking the event loop."""
         call = self._prepare(texts, is_query=is_query, has_steps=on_progress is not None)
         vectors: list[list[float]] = []
-        for items, arguments in call:
-            reply = await self._open(is_async=True).encode(self.model, items, **arguments)
-            vectors += self._to_vectors(reply, len(items))
-            if on_progress is not None:
-                on_progress(len(items))
-        return _checked_dimensions(vectors)
+        with self._span(texts, call):
+            for items, arguments in call:
+                reply = await self._open(is_async=True).encode(self.model, items, **arguments)
+                vectors += self._to_vectors(reply, len(items))
+                if on_progress is not None:
+                    on_progress(len(items))
+            return _checked_dimensions(vectors)
+
+    def _span(self, texts: Sequence[str], call: _Call) -> EmbeddingSpan:
+        return EmbeddingSpan(
+            self.model,
+            call.arguments,
+            lambda: texts,
+            num_texts=len(texts),
+            trace_content=self.trace_content,
+        )
 
     def _prepare(self, texts: Sequence[str], *, is_query: bool, has_steps: bool) -> _Call:
         """Check one call's arguments, and cut it into steps if its progress is to be told."""

@@ -12,6 +12,7 @@ away from one that fails, and lets a single call probe it again after a while.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import functools
 import importlib
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NotRequired, Self
 from urllib.parse import urlsplit
 
+from sie_core.breaker import Breaker, CircuitState
 from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import (
     CircuitOpenError,
@@ -46,8 +48,6 @@ RETRIEVAL_ORDER: Final = "retrieval_order"
 
 LOCAL: Final = "local"
 """The model in this process."""
-
-CircuitState = Literal["closed", "open", "half-open"]
 
 _NOT_A_FAILURE: Final = (ClientClosedError, TypeError, AttributeError, NameError)
 """Mistakes in the calling program: no other backend should hide them."""
@@ -88,74 +88,6 @@ class Backend:
         """Return what may be pickled: key and token are left to the other process's environment."""
         kept = {k: v for k, v in self.arguments.items() if k not in ("api_key", "token")}
         return replace(self, arguments=kept)
-
-
-class Breaker:
-    """Counts a backend's failures in a row; after some it is open, and nobody asks for a while.
-
-    Then one call at a time may probe it (half-open): success closes it again, failure opens it
-    for twice as long. Safe to share between threads.
-
-    Args:
-        settings: How many failures, how long.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(
-        self, settings: BreakerSettings, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._num_failures = 0
-        self._cooldown = settings.cooldown_seconds
-        self._opened: float | None = None
-        self._is_probing = False
-        self.last_error: str | None = None
-
-    @property
-    def state(self) -> CircuitState:
-        """Whether calls go through (closed), none do (open), or one may (half-open)."""
-        with self._lock:
-            if self._opened is None:
-                return "closed"
-            return "half-open" if self._is_rested() else "open"
-
-    def admits(self) -> bool:
-        """Ask for leave to make a call; the caller must report how it went."""
-        with self._lock:
-            if self._opened is None:
-                return True
-            if self._is_probing or not self._is_rested():
-                return False
-            self._is_probing = True
-            return True
-
-    def succeeded(self) -> None:
-        """Report an answer."""
-        with self._lock:
-            self._num_failures, self._opened, self._is_probing = 0, None, False
-            self._cooldown = self._settings.cooldown_seconds
-
-    def failed(self, error: BaseException) -> None:
-        """Report a failure."""
-        with self._lock:
-            self.last_error = f"{type(error).__name__}: {error}"
-            self._num_failures += 1
-            if self._is_probing:
-                longest = self._settings.max_cooldown_seconds
-                self._cooldown = min(2 * self._cooldown, longest)
-                self._opened, self._is_probing = self._clock(), False
-            elif self._opened is None and self._num_failures >= self._settings.num_failures:
-                self._opened = self._clock()
-
-    def abandoned(self) -> None:
-        """Report a call that ended without telling: cancelled, or the caller's own mistake."""
-        with self._lock:
-            self._is_probing = False
-
-    def _is_rested(self) -> bool:
-        return self._opened is not None and self._clock() - self._opened >= self._cooldown
 
 
 @dataclass(slots=True)
@@ -386,9 +318,18 @@ class _Chain:
         """The state of each backend's circuit breaker."""
         return {link.name: link.breaker.state for link in self._links if not link.is_last_resort}
 
+    def scheduler_stats(self, model: str) -> Any | None:
+        """Count what the model does in this process, if a backend has it there; see LocalClient."""
+        for link in self._links:
+            read = getattr(link.made, "scheduler_stats", None)
+            stats = None if read is None else read(link.model or model)
+            if stats is not None:
+                return stats
+        return None
+
     def source_of(self, model: str, lora: str | None) -> str | None:
-        """Say whose scores the first backend would give now; see `sie_core.score_cache`."""
-        first = self._links[0]
+        """Say whose scores the backend that is asked first would give; see `score_cache`."""
+        first = next((it for it in self._links if it.breaker.state != "open"), self._links[0])
         is_other = first.model is not None and first.model != model
         if is_other or first.is_last_resort:
             return None
@@ -537,8 +478,10 @@ class FallbackClient(_Chain):
         """Ask in threads. Who lost the race ends by itself, within its own time."""
         done: queue.SimpleQueue[tuple[int, Mapping[str, Any] | BaseException]] = queue.SimpleQueue()
 
+        context = contextvars.copy_context()  # so that what is traced belongs to the caller's
+
         def ask(index: int) -> None:
-            done.put((index, _ask(race.links[index], race.call)))
+            done.put((index, context.copy().run(_ask, race.links[index], race.call)))
 
         while race.result is None:
             index = race.next_start()

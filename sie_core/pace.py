@@ -6,8 +6,6 @@ measured for each model and place, and remembered in this process.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -41,23 +39,21 @@ class Pace:
     """Seconds that a model takes for a character: the median of the last measurements.
 
     The median, weighted by how much was measured at a time, is moved neither by one slow call nor
-    by small ones, of which most is fixed costs. Safe to share between threads.
+    by small ones, of which most is fixed costs. Threads may share it without a lock, which a forked
+    child might find locked: of two measurements at the same moment one may be lost.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._measured: deque[tuple[float, float]] = deque(maxlen=_NUM_REMEMBERED)
+        self._measured: tuple[tuple[float, float], ...] = ()
 
     def observe(self, cost: float, seconds: float) -> None:
         """Remember how long some work took."""
-        with self._lock:
-            self._measured.append((seconds / cost, cost))
+        self._measured = (*self._measured[1 - _NUM_REMEMBERED :], (seconds / cost, cost))
 
     @property
     def seconds_per_char(self) -> float | None:
         """What is expected, None before the first measurement."""
-        with self._lock:
-            measured = sorted(self._measured)
+        measured = sorted(self._measured)
         half, passed = sum(weight for _, weight in measured) / 2, 0.0
         for seconds, weight in measured:
             passed += weight
@@ -67,13 +63,11 @@ class Pace:
 
 
 _paces: dict[tuple[str, ...], Pace] = {}
-_lock = threading.Lock()
 
 
 def pace_of(*name: str) -> Pace:
     """Return what is remembered in this process of a model at a place."""
-    with _lock:
-        return _paces.setdefault(name, Pace())
+    return _paces.setdefault(name, Pace())
 
 
 def cost_of(query: str, text: str, max_length: int | None) -> float:

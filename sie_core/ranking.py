@@ -21,6 +21,15 @@ MARK_KEYS = frozenset({"rerank_status", "rerank_served_by", "rerank_reason"})
 MODEL_SCORE_KEY = "model_score"
 """Where a document's metadata has what the model gave, if its score is calibrated or fused."""
 
+BEST_PASSAGE_KEY = "best_passage"
+"""Where it has `[start, end]`, in characters, of the passage by which a long document is scored."""
+
+STAGE_SCORES_KEY = "stage_scores"
+"""Where a document's metadata has what the stages of a cascade gave, in their order."""
+
+STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY, BEST_PASSAGE_KEY, STAGE_SCORES_KEY}
+"""What an earlier stage may have written into metadata, and speaks of that stage only."""
+
 _MAX_NAMED_IDS = 3
 """How many ids an error message names before it only counts them."""
 
@@ -34,6 +43,8 @@ class RankedEntry:
         score: What it is ordered by; None: unscored.
         rank: 0 is the best.
         model_score: Where `score` is calibrated or fused: what the model gave; else None.
+        span: Where a long document is scored by passages: where the best one begins and ends, in
+            characters of the text given; else None.
         stage_scores: Of a cascade: what each of its stages gave, None where it was not asked.
     """
 
@@ -41,6 +52,7 @@ class RankedEntry:
     score: float | None
     rank: int
     model_score: float | None = None
+    span: tuple[int, int] | None = None
     stage_scores: tuple[float | None, ...] = ()
 
 
@@ -57,8 +69,8 @@ class Ranking:
         reason: Why backends before the one that answered did not, or why it is partial; else None.
         score_space: `raw`, `probability` or `calibrated`; None where the backend does not say.
         usage: Tokens consumed and items truncated, as far as the backend tells, of all models
-            asked together. Equal texts are sent once; what comes from a score cache consumes
-            nothing.
+            asked together. A server is sent equal texts once; what comes from a score cache
+            consumes nothing.
         num_scored: Candidates that the model scored, those cut by now included.
         num_unscored: Candidates with text that it did not score. In a cascade those are not counted
             that were never to reach it.

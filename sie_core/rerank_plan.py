@@ -18,8 +18,10 @@ from sie_core.client_holder import check_text
 from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fusion import check_retrieval_weight, fuse_scores
+from sie_core.long_documents import Handling, LongDocuments, check_confirmed
 from sie_core.models import catalog
 from sie_core.ranking import (
+    RankedEntry,
     Ranking,
     check_score_space,
     check_score_threshold,
@@ -40,6 +42,7 @@ class CallOverrides(TypedDict, total=False):
     score_space: RerankSpace | None
     fuse_retrieval_score: float | None
     max_latency_ms: float | None
+    long_documents: Handling | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ class CallSettings:
     score_space: RerankSpace | None = None
     fuse_retrieval_score: float | None = None
     max_latency_ms: float | None = None
+    long_documents: Handling | None = None
 
     def __post_init__(self) -> None:
         check_top_k(self.top_k)
@@ -64,6 +68,7 @@ class CallSettings:
         check_text(instruction=self.instruction)
         check_retrieval_weight(self.fuse_retrieval_score)
         check_timeout_seconds(self.max_latency_ms, name="max_latency_ms")
+        LongDocuments(how=self.long_documents)
 
     @classmethod
     def of(cls, overrides: CallOverrides) -> Self:
@@ -86,6 +91,7 @@ class RerankCall:
         calibration: What makes probabilities of the model's scores, if anything.
         retrieval_weight: How much the retrieval scores count, if at all.
         retrieval_scores: The first stage's, one for each document.
+        sends_once: Whether equal texts are sent once; see `StagePlan`.
         cascade: Models that score before, and how many documents go on.
         patience: How long it goes on.
         keeping: Where scores are kept.
@@ -104,6 +110,7 @@ class RerankCall:
     calibration: Calibration | None = None
     retrieval_weight: float | None = None
     retrieval_scores: Sequence[float | None] | None = None
+    sends_once: bool = False
     cascade: Sequence[Stage] = ()
     patience: Patience = field(default_factory=Patience)
     keeping: Keeping = field(default_factory=Keeping)
@@ -180,11 +187,14 @@ def _ask(
         arguments,
         place=call.backend,
         max_length=None if spec is None else spec.max_length,
+        sends_once=call.sends_once,
         patience=patience,
         keeping=call.keeping,
     )
     scores = yield from plan.run()
     _check_score_space(arguments, scores)
+    if not scores.is_degraded or scores.entries:  # retrieval order comes without scores
+        check_confirmed(arguments.get("options") or {}, scores.reply)
     return scores
 
 
@@ -221,6 +231,7 @@ def _to_ranking(
         entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
     if order_by is not scores or shown is not scores:
         entries = tuple(replace(entry, model_score=scores[entry.index]) for entry in entries)
+    entries = tuple(_with_span(entry, own) for entry in entries)
     if has_more_scores:
         entries = tuple(
             replace(entry, stage_scores=tuple(_score_in(stage, entry.index) for stage in stages))
@@ -251,6 +262,12 @@ def _listed(call: RerankCall, scores: StageScores) -> list[float | None]:
 def _score_in(scores: StageScores, index: int) -> float | None:
     entry = scores.entries.get(index)
     return None if entry is None else float(entry["score"])
+
+
+def _with_span(entry: RankedEntry, scores: StageScores) -> RankedEntry:
+    """Add where the best passage of a long document is, if it was scored by passages."""
+    span = scores.entries.get(entry.index, {}).get("span")
+    return entry if span is None else replace(entry, span=(span[0], span[1]))
 
 
 def _unscored(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 from sie_core.calibration import Calibration
 from sie_core.cascade import Stage, to_stages
@@ -21,12 +21,15 @@ from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
 from sie_core.fusion import check_retrieval_weight
+from sie_core.long_documents import Handling, LongDocuments
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
 from sie_core.rerank_plan import CallOverrides, CallSettings, RerankCall, rerank_plan, to_pairs
+from sie_core.rerank_watch import OnRerank, RerankWatch
 from sie_core.score_cache import ScoreCache, source_of
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.stage_plan import STABLE_TOP_K, Keeping, Patience
 from sie_core.steps import Plan, arun, failed, run, together
+from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Item, Mode, RerankSpace, ScoringClient
 
 Fallback = str | ScoringClient | AsyncScoringClient | Backend
@@ -91,9 +94,21 @@ class Reranker(ClientHolder):
         batch_size: In-process: pairs per forward pass; None lets the token budget alone decide.
         lora: Adapter to score with: a folder, or a name on the hub or the server; None for the
             model as it is.
-        revision: In-process: branch, tag or commit of the model on the hub.
+        long_documents: What is done with documents that are longer than the model reads:
+            `truncate` cuts their end off; `max_passage` scores overlapping passages and takes the
+            best, whose place is in `RankedEntry.span`; `error` refuses the call. A server that
+            does not say that it did so is refused. None means `truncate`.
+        passage_overlap: Tokens that neighbouring passages share; None means 64.
+        max_passages: Passages of one document at most; None means 32.
+        revision: In-process: branch, tag or commit of the model on the hub, and of those in
+            `cascade`.
         token: In-process: hub token for gated models.
         cache_dir: In-process: folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
+        on_rerank: Told of each call that has ended, by a `RerankEvent`, in the thread that made it.
+            What it raises is logged once and fails no call. Copies call it too; pickles leave it
+            behind.
+        trace_content: Whether queries and documents are written on OpenTelemetry's spans, if the
+            program traces; None means `SIE_TRACE_CONTENT`, else no.
 
     Raises:
         InvalidRequestError: An argument is wrong, or two exclude each other.
@@ -120,8 +135,8 @@ class Reranker(ClientHolder):
         fuse_retrieval_score: float | None = None,
         options: Mapping[str, Any] | None = None,
         max_latency_ms: float | None = None,
-        score_cache: ScoreCache | int | None = None,
-        cascade: Sequence[Stage | tuple[str, float]] | None = None,
+        score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
         stop_when_stable: int | None = None,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
@@ -133,20 +148,27 @@ class Reranker(ClientHolder):
         max_length: int | None = None,
         batch_size: int | None = None,
         lora: str | None = None,
+        long_documents: Handling | None = None,
+        passage_overlap: int | None = None,
+        max_passages: int | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
+        on_rerank: OnRerank | None = None,
+        trace_content: bool | None = None,
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
         check_score_space(score_space, spaces=RerankSpace)
         check_retrieval_weight(fuse_retrieval_score)
         check_text(lora=lora)
+        if on_rerank is not None and not callable(on_rerank):
+            msg = f"on_rerank must be a function that takes an event, but got {on_rerank!r}"
+            raise InvalidRequestError(msg)
+        self.on_rerank = on_rerank
+        self.trace_content = trace_content
         check_timeout_seconds(max_latency_ms, name="max_latency_ms")
         check_top_k(stop_when_stable, name="stop_when_stable")
-        if cascade and revision is not None:
-            msg = "revision cannot be combined with cascade: name models by folders instead"
-            raise InvalidRequestError(msg)
         super().__init__(
             model,
             base_url=base_url,
@@ -175,6 +197,9 @@ class Reranker(ClientHolder):
         self.score_space = score_space
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
+        self.long_documents = LongDocuments(
+            how=long_documents, passage_overlap=passage_overlap, max_passages=max_passages
+        )
         self.max_latency_ms = max_latency_ms
         self.score_cache = ScoreCache.of(score_cache)
         self.cascade = to_stages(cascade)
@@ -196,6 +221,7 @@ class Reranker(ClientHolder):
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
         max_latency_ms: float | None = None,
+        long_documents: Handling | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -210,6 +236,7 @@ class Reranker(ClientHolder):
                 with `fuse_retrieval_score` only.
             fuse_retrieval_score: Instead of the constructor's; None means that one.
             max_latency_ms: The same.
+            long_documents: The same.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -222,9 +249,10 @@ class Reranker(ClientHolder):
             score_space=score_space,
             fuse_retrieval_score=fuse_retrieval_score,
             max_latency_ms=max_latency_ms,
+            long_documents=long_documents,
         )
         call = self._call(query, documents, retrieval_scores, settings, is_async=False)
-        return run(rerank_plan(call), lambda: self._open(is_async=False))
+        return run(self._plan(call), lambda: self._open(is_async=False))
 
     async def arerank(
         self,
@@ -238,6 +266,7 @@ class Reranker(ClientHolder):
         retrieval_scores: Sequence[float | None] | None = None,
         fuse_retrieval_score: float | None = None,
         max_latency_ms: float | None = None,
+        long_documents: Handling | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
         settings = CallSettings(
@@ -247,9 +276,10 @@ class Reranker(ClientHolder):
             score_space=score_space,
             fuse_retrieval_score=fuse_retrieval_score,
             max_latency_ms=max_latency_ms,
+            long_documents=long_documents,
         )
         call = self._call(query, documents, retrieval_scores, settings, is_async=True)
-        return await arun(rerank_plan(call), lambda: self._open(is_async=True))
+        return await arun(self._plan(call), lambda: self._open(is_async=True))
 
     @overload
     def rank_many(
@@ -341,6 +371,11 @@ class Reranker(ClientHolder):
         )
         return await arun(plan, lambda: self._open(is_async=True))
 
+    def stats(self) -> RerankStats:
+        """Count what this reranker's calls came to since it was made; copies count anew."""
+        cache = None if self.score_cache is None else self.score_cache.stats()
+        return self._watch.stats(engine=self._scheduler_stats(), cache=cache)
+
     @property
     def circuit_states(self) -> dict[str, str]:
         """With a fallback: whether each backend is asked, rests, or is tried again.
@@ -358,7 +393,25 @@ class Reranker(ClientHolder):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out secrets, and what belongs to this process."""
-        return super().__getstate__() | {"fallback": _without_secrets(self.fallback)}
+        state = super().__getstate__() | {"fallback": _without_secrets(self.fallback)}
+        return state | {"on_rerank": None}  # a function need not be one that can be pickled
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """See `ClientHolder.__deepcopy__`; the hook is shared, as it stays the caller's."""
+        memo[id(self.on_rerank)] = self.on_rerank
+        return super().__deepcopy__(memo)
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._watch = RerankWatch()
+
+    def _scheduler_stats(self) -> Any | None:
+        """Return what the scheduler of the model in this process counts, if there is one."""
+        for client in self._opened.values():
+            read = getattr(client, "scheduler_stats", None)
+            if read is not None and (stats := read(self.model)) is not None:
+                return stats
+        return None
 
     def _shown(self) -> str:
         return f", top_k={self.top_k}"
@@ -368,6 +421,8 @@ class Reranker(ClientHolder):
             client.score(self.model, Item(text="warm up"), [Item(text="warm up")])
         else:
             super()._warm_up(client)
+            for stage in self.cascade:
+                client.warm_up(stage.model)
             if self.lora is not None:
                 client.load_lora(self.model, self.lora)
 
@@ -416,7 +471,7 @@ class Reranker(ClientHolder):
                     raise
                 plans.append(failed(exc))
             else:
-                plans.append(rerank_plan(replace(call, patience=patience)))
+                plans.append(self._plan(replace(call, patience=patience)))
         return together(plans, return_exceptions=return_exceptions)
 
     def _call(
@@ -433,6 +488,9 @@ class Reranker(ClientHolder):
         calibration = self._find_calibration() if space == "calibrated" else None
         if calibration is not None:
             space = calibration.score_space
+        handling = self.long_documents
+        if settings.long_documents is not None:
+            handling = replace(handling, how=settings.long_documents)
         weight, threshold = settings.fuse_retrieval_score, settings.score_threshold
         return RerankCall(
             model=self.model,
@@ -440,13 +498,17 @@ class Reranker(ClientHolder):
             query=query,
             documents=documents,
             arguments=self._arguments(
-                settings.instruction or self.instruction, score_space=space, lora=self.lora
+                settings.instruction or self.instruction,
+                score_space=space,
+                lora=self.lora,
+                **handling.as_options(),
             ),
             top_k=self.top_k if settings.top_k is None else settings.top_k,
             score_threshold=self.score_threshold if threshold is None else threshold,
             calibration=calibration,
             retrieval_weight=self.fuse_retrieval_score if weight is None else weight,
             retrieval_scores=retrieval_scores,
+            sends_once=self.base_url is not None,
             cascade=self.cascade,
             patience=self._patience(settings),
             keeping=Keeping(
@@ -469,6 +531,11 @@ class Reranker(ClientHolder):
             num_together=num_together,
             stop_when_stable=self.stop_when_stable,
             top_k=top_k or STABLE_TOP_K,
+        )
+
+    def _plan(self, call: RerankCall) -> Plan[Ranking]:
+        return self._watch.over(
+            rerank_plan(call), call, on_rerank=self.on_rerank, trace_content=self.trace_content
         )
 
     def _find_calibration(self) -> Calibration:

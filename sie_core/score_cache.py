@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import threading
 import uuid
@@ -77,7 +78,8 @@ class ScoreCacheStats:
 class ScoreCache:
     """Keep scores, those used last in place of those not used for the longest time.
 
-    A copy is the same cache. A pickle carries the settings and no scores.
+    A copy is the same cache. A pickle carries the settings and no scores; a forked child begins
+    with none.
 
     Args:
         max_bytes: Bound on what is kept in memory.
@@ -103,9 +105,24 @@ class ScoreCache:
         self._open()
 
     @classmethod
-    def of(cls, given: ScoreCache | int | None) -> ScoreCache | None:
-        """Return what a `score_cache` argument means: a cache, bytes for a new one, or none."""
-        return given if given is None or isinstance(given, ScoreCache) else cls(given)
+    def of(cls, given: ScoreCache | Mapping[str, Any] | int | None) -> ScoreCache | None:
+        """Return what a `score_cache` argument means.
+
+        Args:
+            given: A cache, the bytes of a new one, what `to_dict` gave, or None for none.
+        """
+        if given is None or isinstance(given, ScoreCache):
+            return given
+        return cls(**given) if isinstance(given, Mapping) else cls(given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings in a plain form, for a serialised component; scores stay here."""
+        folder = None if self.folder is None else str(self.folder)
+        return {
+            "max_bytes": self.max_bytes,
+            "folder": folder,
+            "max_disk_bytes": self.max_disk_bytes,
+        }
 
     def get_many(self, keys: Sequence[bytes]) -> list[CachedScore | None]:
         """Return the score of each key, None where there is none."""
@@ -179,6 +196,7 @@ class ScoreCache:
             msg = "score_cache needs cachetools: pip install 'sie-core[cache]'"
             raise MissingDependencyError(msg) from exc
         self._lock = threading.Lock()
+        _caches.add(self)
         self._memory: cachetools.LRUCache[bytes, bytes] = cachetools.LRUCache(
             self.max_bytes, getsizeof=_num_bytes
         )
@@ -190,6 +208,19 @@ class ScoreCache:
             for key, value in values.items():
                 if value is not None and _num_bytes(value) <= self.max_bytes:
                     self._memory[key] = value
+
+
+_caches: weakref.WeakSet[ScoreCache] = weakref.WeakSet()
+
+
+def _reopen_after_fork() -> None:
+    """Begin anew in a forked child: a thread that is not there may have been amid a change."""
+    for cache in list(_caches):
+        cache._open()  # noqa: SLF001  it is of this module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reopen_after_fork)
 
 
 @dataclass(frozen=True, slots=True)

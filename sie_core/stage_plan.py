@@ -17,7 +17,7 @@ from sie_core.pace import Pace, cost_of, num_fitting, pace_of
 from sie_core.ranking import match_entries
 from sie_core.score_cache import CachedScore, ScoreCache, score_keys, source_of_reply
 from sie_core.steps import Outcome, Plan, Reply, Step
-from sie_core.types import Item, ScoreSpace, Usage
+from sie_core.types import COUNTS, Item, ScoreSpace, Usage
 
 STABLE_BATCH_DOCUMENTS: Final = 16
 """Documents between two looks at whether the top changes, where `batch_size` names no number."""
@@ -100,6 +100,8 @@ class StagePlan:
         arguments: Named arguments of the client's `score`.
         place: Where the model runs, for its pace.
         max_length: Tokens of a pair that the model reads; None where that is not known.
+        sends_once: Whether equal texts are sent once; otherwise the client is left to share them,
+            as a model in this process does, which then counts all of them in its usage.
         patience: How long it goes on.
         keeping: Where scores are kept.
     """
@@ -113,6 +115,7 @@ class StagePlan:
         *,
         place: str,
         max_length: int | None,
+        sends_once: bool,
         patience: Patience,
         keeping: Keeping,
     ) -> None:
@@ -121,6 +124,7 @@ class StagePlan:
         self._arguments = arguments
         self._options: Mapping[str, Any] = arguments.get("options") or {}
         self._max_length = self._options.get("max_length") or max_length
+        self._sends_once = sends_once
         self._patience = patience
         self._keeping = keeping
         self._pace: Pace = pace_of(place, model, str(self._options.get("lora")))
@@ -186,7 +190,7 @@ class StagePlan:
         return num
 
     def _step(self, portion: Sequence[str]) -> Step:
-        items = [Item(id=str(self._alike[text][0]), text=text) for text in portion]
+        items = [Item(id=str(index), text=text) for index, text in self._sent(portion)]
         bound = max(self._patience.left_seconds, 1e-3) if self._patience.has_deadline else None
         return Step(
             model=self._model,
@@ -195,6 +199,11 @@ class StagePlan:
             arguments=self._arguments,
             timeout_seconds=bound,
         )
+
+    def _sent(self, portion: Sequence[str]) -> list[tuple[int, str]]:
+        """Return what is sent of some texts, in the candidates' order."""
+        num = 1 if self._sends_once else None
+        return sorted((index, text) for text in portion for index in self._alike[text][:num])
 
     def _measure(self, portion: Sequence[str], outcome: Outcome, seconds: float) -> None:
         """Learn from how long it took, unless a model had to be loaded, or was not there at all."""
@@ -227,11 +236,12 @@ class StagePlan:
         found.usage = sum_usage([found.usage, reply.get("usage") or Usage()])
         if is_degraded and not reply["scores"]:  # retrieval order comes without scores
             return None
-        ids = [str(self._alike[text][0]) for text in portion]
-        entries = match_entries(reply["scores"], ids)
-        for text, entry in zip(portion, entries, strict=True):
-            found.entries.update(dict.fromkeys(self._alike[text], entry))
-        self._keep(portion, entries, reply)
+        sent = self._sent(portion)
+        entries = match_entries(reply["scores"], [str(index) for index, _ in sent])
+        for (index, text), entry in zip(sent, entries, strict=True):
+            alike = self._alike[text] if self._sends_once else [index]
+            found.entries.update(dict.fromkeys(alike, entry))
+        self._keep([text for _, text in sent], entries, reply)
         return None
 
     def _take_known(self, texts: list[str]) -> list[str]:
@@ -300,7 +310,7 @@ def sum_usage(usages: Iterable[Usage]) -> Usage:
     """Add up what was consumed, as far as it is known."""
     total = Usage()
     for usage in usages:
-        for name in ("input_tokens", "truncated_items"):
+        for name in COUNTS:
             if name in usage:
                 total[name] = total.get(name, 0) + usage[name]
     return total

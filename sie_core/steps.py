@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from sie_core.errors import DeadlineExceededError
+from sie_core.telemetry.otel import within
 from sie_core.types import Item
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Step:
         items: What is scored; ids are unique.
         arguments: Named arguments of the client's `score`.
         timeout_seconds: Bound on this step; None leaves it to the client.
+        context: What is traced, so that what the client does belongs to it; None: not traced.
     """
 
     model: str
@@ -55,6 +57,7 @@ class Step:
     items: Sequence[Item]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     timeout_seconds: float | None = None
+    context: Any = None
 
 
 def run(plan: Plan[T], open_client: Callable[[], Any]) -> T:
@@ -156,7 +159,8 @@ def _ask(client: Any, step: Step) -> Outcome:
 
 
 def _call(client: Any, step: Step, **more: Any) -> Reply:
-    reply: Reply = client.score(step.model, step.query, step.items, **step.arguments, **more)
+    with within(step.context):
+        reply: Reply = client.score(step.model, step.query, step.items, **step.arguments, **more)
     return reply
 
 
@@ -210,10 +214,11 @@ async def _ask_async(client: Any, step: Step) -> Outcome:
     more = {"timeout_seconds": step.timeout_seconds} if takes_bound else {}
     try:
         async with bound:  # it also cuts what a client does before it looks at the time
-            asking: Awaitable[Reply] = client.score(
-                step.model, step.query, step.items, **step.arguments, **more
-            )
-            return await asking
+            with within(step.context):
+                asking: Awaitable[Reply] = client.score(
+                    step.model, step.query, step.items, **step.arguments, **more
+                )
+                return await asking
     except TimeoutError as exc:
         return _exceeded(step) if bound.expired() else exc
     except Exception as exc:  # noqa: BLE001  the plan decides what it means

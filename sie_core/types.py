@@ -39,22 +39,38 @@ class Item(TypedDict, total=False):
 
 
 class ScoreEntry(TypedDict):
-    """The score of one item. Rank 0 is the best."""
+    """The score of one item. Rank 0 is the best.
+
+    `span` is there where the item was longer than the model reads and scored by passages: where the
+    best passage begins and ends, in characters of the item's text.
+    """
 
     item_id: str
     score: float
     rank: int
+    span: NotRequired[list[int]]
 
 
 class Usage(TypedDict, total=False):
     """What a call consumed.
 
     `input_tokens` counts tokens over all pairs, special tokens included; `truncated_items` counts
-    the items that were longer than the model's maximum length and lost their end.
+    the items that were longer than the model's maximum length and lost their end. Where long
+    documents are scored by passages, `passages` counts those of all items, and an item is truncated
+    if it had more of them than were allowed.
     """
 
     input_tokens: int
     truncated_items: int
+    passages: int
+
+
+COUNTS: tuple[Literal["input_tokens", "truncated_items", "passages"], ...] = (
+    "input_tokens",
+    "truncated_items",
+    "passages",
+)
+"""The fields of `Usage`; those of several calls add up."""
 
 
 class Timing(TypedDict, total=False):
@@ -75,6 +91,7 @@ class Timing(TypedDict, total=False):
 class ScoreResult(TypedDict):
     """Scores of one query against its items, best first.
 
+    `long_documents` is there where a call asked for it: what was done with long items.
     `source` names the very weights that gave the scores, where they are known: another name means
     that scores may differ.
     """
@@ -84,6 +101,7 @@ class ScoreResult(TypedDict):
     scores: list[ScoreEntry]
     usage: NotRequired[Usage]
     score_space: NotRequired[ScoreSpace]
+    long_documents: NotRequired[str]
     timing: NotRequired[Timing]
     source: NotRequired[str]
 

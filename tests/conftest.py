@@ -1032,3 +1032,67 @@ def guard() -> Iterator[Guard]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+# --- what is traced and counted -------------------------------------------------------------------
+
+
+class Telemetry:
+    """The spans and metrics of a test, by OpenTelemetry's SDK."""
+
+    def __init__(self, *, max_attributes: int | None = None) -> None:
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        self._exporter = InMemorySpanExporter()
+        limits = SpanLimits(max_span_attributes=max_attributes)
+        self.tracer_provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
+        self.tracer_provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self._reader = InMemoryMetricReader()
+        self.meter_provider = MeterProvider([self._reader], shutdown_on_exit=False)
+
+    def spans(self, kind: str | None = None) -> list[Any]:
+        """Return the spans that have ended, or those of one OpenInference kind."""
+        found = list(self._exporter.get_finished_spans())
+        if kind is None:
+            return found
+        return [span for span in found if span.attributes.get("openinference.span.kind") == kind]
+
+    def span(self, kind: str) -> Any:
+        """Return the only span of a kind."""
+        [span] = self.spans(kind)
+        return span
+
+    def points(self, name: str) -> list[Any]:
+        """Return a metric's data points; none where nothing was recorded."""
+        data = self._reader.get_metrics_data()
+        return [
+            point
+            for resource in ([] if data is None else data.resource_metrics)
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+    def close(self) -> None:
+        """Stop collecting."""
+        self.tracer_provider.shutdown()
+        self.meter_provider.shutdown()
+
+
+@pytest.fixture
+def telemetry() -> Iterator[Telemetry]:
+    """What is traced and counted during the test."""
+    from sie_core.telemetry import use_providers
+
+    collected = Telemetry()
+    use_providers(
+        tracer_provider=collected.tracer_provider, meter_provider=collected.meter_provider
+    )
+    yield collected
+    use_providers()
+    collected.close()

@@ -86,7 +86,7 @@ def copy_tests() -> Path:
     """Copy tests and what they run to a folder from which the checkout is out of reach."""
     run_folder = BUILD / "run"
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("tests", "examples", "benchmarks", "docs"):
+    for name in ("tests", "examples", "benchmarks", "deploy", "docs"):
         shutil.copytree(ROOT / name, run_folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", run_folder)
     return run_folder

@@ -97,6 +97,10 @@ def _print_latency(latency: Mapping[str, Any], console: Console) -> None:
         f"p95 {_number(latency['p95_ms'])} ms; {_number(latency['pairs_per_second'])} pairs per "
         f"second; {latency['num_truncated']:,} of {latency['num_pairs']:,} documents truncated"
     )
+    if latency["num_scored"] < latency["num_pairs"]:
+        console.print(
+            f"scored by the model: {latency['num_scored']:,} of {latency['num_pairs']:,} documents"
+        )
 
 
 def _print_depths(

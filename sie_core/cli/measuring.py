@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sie_core.cli.backend import Backend, RerankerFactory, import_engine, split_address
+from sie_core.cli.economy import Economy
 from sie_core.cli.progress import Steps
 from sie_core.errors import InvalidRequestError
 
@@ -239,6 +240,7 @@ class Measuring:
         plan: Which candidates, and how they are measured.
         outputs: Where the results go.
         backend: How models run.
+        economy: What they leave out.
         make_reranker: Makes the rerankers; None is `Reranker`.
     """
 
@@ -246,7 +248,8 @@ class Measuring:
     plan: Plan
     outputs: Outputs
     backend: Backend
-    make_reranker: RerankerFactory | None
+    economy: Economy = field(default_factory=Economy)
+    make_reranker: RerankerFactory | None = None
     steps: Steps = field(default_factory=Steps)
 
     def run(self, models: Sequence[str]) -> dict[str, Any]:
@@ -258,6 +261,8 @@ class Measuring:
             raise InvalidRequestError(msg)
         check_first_stage(self.plan.first_stage)
         depths = self.plan.all_depths
+        if self.economy.settings():  # with fewer candidates other documents would be left out
+            depths = [self.plan.num_candidates]
         self.outputs.check()
         for model in models:
             self._open_reranker(model).close()  # refuses what is wrong before anything is read
@@ -426,10 +431,12 @@ class Measuring:
 
     def _open_reranker(self, named: str) -> Reranker:
         model, address = split_address(named)
-        return self.backend.open_reranker(model, self.make_reranker, base_url=address)
+        return self.backend.open_reranker(
+            model, self.make_reranker, base_url=address, **self.economy.arguments()
+        )
 
     def _model_settings(self, named: str) -> dict[str, Any]:
-        return {"model": named, **self.backend.settings()}
+        return {"model": named, **self.backend.settings(), **self.economy.settings()}
 
     def _describe(
         self,

@@ -151,6 +151,15 @@ def serve(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Folder for weights.", show_default="SIE_CACHE_DIR")
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Collector for OpenTelemetry's spans and metrics, by OTLP over HTTP, such as "
+            "http://localhost:4318. Needs the extra telemetry.",
+            show_default="OTEL_EXPORTER_OTLP_ENDPOINT",
+        ),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Serve rerankers and encoders to other programs, by the protocol of the SIE server.
@@ -161,6 +170,7 @@ def serve(
     try:
         from sie_core.local import LocalClient
         from sie_core.server.access_log import configure_logging
+        from sie_core.server.otlp import exporting
         from sie_core.server.run import Server
         from sie_core.server.settings import ModelSettings, ServerSettings, read_settings
     except ImportError as exc:
@@ -213,9 +223,10 @@ def serve(
         max_loaded_models=max_loaded_models,
         cache_dir=cache_dir,
     )
-    server = Server(settings, host=host, port=port, client=client)
-    typer.echo(f"sie serves at {server.url}", err=True)
-    server.run()
+    with exporting(otlp_endpoint):
+        server = Server(settings, host=host, port=port, client=client)
+        typer.echo(f"sie serves at {server.url}", err=True)
+        server.run()
 
 
 def _text(path: Path | None) -> str | None:

@@ -187,6 +187,7 @@ def _latency(scored: Sequence[Scored]) -> dict[str, float | int | None]:
         "p95_ms": _percentile_ms(seconds, 95),
         "pairs_per_second": num_pairs / total if total else None,
         "num_pairs": num_pairs,
+        "num_scored": sum(one.num_scored for one in asked),
         "num_truncated": sum(one.num_truncated for one in asked),
     }
 

@@ -143,7 +143,8 @@ def _model_section(model: Mapping[str, Any], *, is_one: bool) -> str:
         f"<p>Latency per query, all candidates: p50 {_amount(latency['p50_ms'])} ms, "
         f"p95 {_amount(latency['p95_ms'])} ms; {_amount(latency['pairs_per_second'])} pairs per "
         f"second. {_whole(latency['num_truncated'])} of {_whole(latency['num_pairs'])} documents "
-        f"were longer than the model reads, and were cut. Scored by: "
+        f"were longer than the model reads, and were cut; {_whole(latency['num_scored'])} were "
+        f"scored by the model. Scored by: "
         f"{escape(', '.join(model['served_by']))}.</p>"
     )
 

@@ -28,6 +28,7 @@ class Scored:
         seconds: How long the call took.
         num_truncated: Documents that were longer than the model reads.
         served_by: Who answered.
+        order: Where not all were scored, the candidates' places in the order given, best first.
     """
 
     documents: tuple[str, ...]
@@ -35,12 +36,21 @@ class Scored:
     seconds: float
     num_truncated: int
     served_by: str
+    order: tuple[int, ...] | None = None
+
+    @property
+    def num_scored(self) -> int:
+        """Return how many the model scored."""
+        return sum(score is not None for score in self.scores)
 
     def reranked(self, depth: int | None = None) -> list[tuple[str, float | None]]:
         """Order the first `depth` candidates by score; the others follow in their own order.
 
-        The others have no score: they were not reranked.
+        The others have no score: they were not reranked. Where not all were scored, the order is
+        that of the whole call; with fewer candidates, others would have been left out.
         """
+        if self.order is not None:
+            return [(self.documents[index], self.scores[index]) for index in self.order]
         depth = len(self.documents) if depth is None else depth
         order = [(self.documents[entry.index], entry.score) for entry in rank(self.scores[:depth])]
         return order + [(document_id, None) for document_id in self.documents[depth:]]
@@ -161,6 +171,7 @@ class Scoring:
             seconds=seconds,
             num_truncated=ranking.usage.get("truncated_items", 0),
             served_by=ranking.served_by,
+            order=tuple(entry.index for entry in ranking) if _leaves_out(ranking) else None,
         )
 
     def _call(self, query_id: str, texts: Sequence[str]) -> tuple[Ranking, float]:
@@ -186,6 +197,11 @@ class Scoring:
         return scored
 
 
+def _leaves_out(ranking: Ranking) -> bool:
+    """Tell whether documents were left unscored, so that the scores do not give the order."""
+    return ranking.status == "partial" or any(entry.stage_scores for entry in ranking)
+
+
 def _to_record(query_id: str, scored: Scored) -> dict[str, Any]:
     return {
         "query": query_id,
@@ -194,6 +210,7 @@ def _to_record(query_id: str, scored: Scored) -> dict[str, Any]:
         "seconds": scored.seconds,
         "truncated": scored.num_truncated,
         "served_by": scored.served_by,
+        "order": scored.order,
     }
 
 
@@ -204,4 +221,5 @@ def _from_record(record: Mapping[str, Any]) -> Scored:
         seconds=float(record["seconds"]),
         num_truncated=int(record["truncated"]),
         served_by=record["served_by"],
+        order=None if record.get("order") is None else tuple(record["order"]),
     )

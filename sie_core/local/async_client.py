@@ -18,7 +18,7 @@ from sie_core.local.requests import (
     check_score_request,
 )
 from sie_core.local.results import put_timing, to_encode_results, to_score_result
-from sie_core.local.scheduler import Running
+from sie_core.local.scheduler import Running, SchedulerStats
 from sie_core.local.stopwatch import Stopwatch
 from sie_core.steps import Outcome, Step, gather
 from sie_core.types import EncodeResult, Item, ScoreResult
@@ -156,6 +156,10 @@ class LocalAsyncClient:
         loaded = await self._load(model, deadline)
         for running in loaded.warm_up():
             await _wait(asyncio.wrap_future(running), deadline, f"warming up {model}")
+
+    def scheduler_stats(self, model: str) -> SchedulerStats | None:
+        """Do what `LocalClient.scheduler_stats` does."""
+        return self._client.scheduler_stats(model)
 
     async def swap(self, name: str, new: str) -> int:
         """Do what `LocalClient.swap` does."""

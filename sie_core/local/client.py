@@ -28,6 +28,7 @@ from sie_core.local.lora import Adapter
 from sie_core.local.memory import estimate_bytes, identify, stamp_weights
 from sie_core.local.model import BatchRunner, Job, TakesAdapters
 from sie_core.local.openmp import limit_this_thread
+from sie_core.local.passages import Scored
 from sie_core.local.registry import REGISTRY, Limits, LoadedModel, ModelKey
 from sie_core.local.requests import (
     EncodeRequest,
@@ -36,7 +37,7 @@ from sie_core.local.requests import (
     check_score_request,
 )
 from sie_core.local.results import put_timing, to_encode_results, to_score_result
-from sie_core.local.scheduler import Running, Scheduler
+from sie_core.local.scheduler import Running, Scheduler, SchedulerStats
 from sie_core.local.stopwatch import Stopwatch
 from sie_core.local.token_cache import check_token_cache_bytes
 from sie_core.models import catalog, sources
@@ -312,6 +313,14 @@ class LocalClient:
         """Return what `name` was swapped for, None if it was not."""
         return REGISTRY.source_of(model_key_name(name))
 
+    def scheduler_stats(self, model: str) -> SchedulerStats | None:
+        """Count what waits for a model and what it did since it was loaded; None if it is not.
+
+        Whoever uses the model in this process is counted.
+        """
+        loaded = REGISTRY.loaded().get(self._key(model))
+        return None if loaded is None else loaded.scheduler.stats()
+
     def release(self, model: str | None = None) -> int:
         """Unload a model from this process, whoever uses it; see `sie_core.local.release`."""
         return REGISTRY.release(None if model is None else model_key_name(model))
@@ -540,7 +549,7 @@ class LocalClient:
     def _submit_in_turn(
         self,
         loaded: LoadedModel,
-        job: Job[list[float]],
+        job: Job[Scored],
         request: ScoreRequest,
         before: Sequence[_Begun | Exception],
     ) -> Running:
@@ -590,7 +599,7 @@ class _Begun:
     """A call whose work is queued."""
 
     loaded: LoadedModel
-    job: Job[list[float]]
+    job: Job[Scored]
     request: ScoreRequest
     deadline: Deadline
     running: Running

@@ -26,6 +26,7 @@ from sie_core.local.cuda import CudaRuntime, find_causal_kernel
 from sie_core.local.decoder_architecture import DecoderArchitecture
 from sie_core.local.layers import Placement
 from sie_core.local.model import Job
+from sie_core.local.passages import Scored, refuse_long
 from sie_core.local.prefix import DecoderSequence, KeyValue
 from sie_core.local.prompt_tokenization import PromptTokenizer
 from sie_core.local.prompts import PROMPTS
@@ -129,32 +130,31 @@ class CausalReranker:
         scope: Scope = contextlib.nullcontext if kernel is None else CudaRuntime(device).scope
         return DecoderWorker(self._model, device, kernel, scope, self._count)
 
-    def score_job(self, request: ScoreRequest) -> Job[list[float]]:
+    def score_job(self, request: ScoreRequest) -> Job[Scored]:
         """Tokenise the query once and every different text once, and make the prompts.
 
         Raises:
             InvalidRequestError: `max_length` is out of this model's range.
+            InputTooLongError: An item is too long, and the request wants to be told.
         """
         tokenizer, max_length = self.tokenizer, request.max_length
         if max_length is not None:
             longest = self.architecture.max_length
             tokenizer.check_max_length(max_length, longest, request.instruction)
+        max_length = self.max_length if max_length is None else max_length
         texts = request.texts
         position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        sequences = tokenizer.encode(
+        passages = tokenizer.encode_passages(
             request.query_text,
             list(position_of),
             instruction=request.instruction,
-            max_length=self.max_length if max_length is None else max_length,
+            max_length=max_length,
             max_document_length=request.max_document_length,
+            settings=request.long_documents,
         )
-        sequence_of = [position_of[text] for text in texts]
-        return Job(
-            sequences=sequences,
-            finish=lambda scores: [scores[i] for i in sequence_of],
-            num_input_tokens=sum(sequences[i].length for i in sequence_of),
-            num_truncated=sum(sequences[i].is_truncated for i in sequence_of),
-        )
+        documents = [position_of[text] for text in texts]
+        refuse_long(request, [passages.is_truncated[i] for i in documents], max_length)
+        return passages.job(request, documents, lambda sequence: sequence.length)
 
     def encode_job(self, request: EncodeRequest) -> Job[list[EncodeResult]]:
         """Refuse: such a model answers about pairs, and gives no embeddings.

@@ -23,6 +23,7 @@ from sie_core.local.layers import Placement
 from sie_core.local.lora import AdaptableClassifier, AdaptedPair, Adapter, AdapterWorker
 from sie_core.local.memory import count_bytes
 from sie_core.local.model import Job
+from sie_core.local.passages import Scored, refuse_long
 from sie_core.local.requests import EncodeRequest, ScoreRequest, with_instruction
 from sie_core.local.tokenization import Pair, PairTokenizer
 from sie_core.local.weights import Shapes, Weights
@@ -138,33 +139,33 @@ class PairEncoder:
             )
         return VarlenWorker(self._classifier, self.architecture, kernel, CudaRuntime(device))
 
-    def score_job(self, request: ScoreRequest) -> Job[list[float]]:
+    def score_job(self, request: ScoreRequest) -> Job[Scored]:
         """Tokenise the query once and every different text once, and put the pairs together.
 
         Raises:
             InvalidRequestError: `max_length` is out of this model's range.
+            InputTooLongError: An item is too long, and the request wants to be told.
         """
         tokenizer, max_length = self.tokenizer, request.max_length
         if max_length is not None:
             tokenizer.check_max_length(max_length, self.max_length)
+        max_length = max_length or self.max_length
         texts = request.texts
         position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         query = with_instruction(request.instruction, request.query_text)
-        pairs = tokenizer.encode_pairs(
+        passages = tokenizer.encode_passages(
             query,
             list(position_of),
-            max_length or self.max_length,
+            max_length,
             max_document_length=request.max_document_length,
+            settings=request.long_documents,
         )
+        documents = [position_of[text] for text in texts]
+        refuse_long(request, [passages.is_truncated[i] for i in documents], max_length)
         if request.adapter is not None:
-            pairs = [AdaptedPair.of(pair, request.adapter) for pair in pairs]
-        pair_of = [position_of[text] for text in texts]
-        return Job(
-            sequences=pairs,
-            finish=lambda logits: [logits[i] for i in pair_of],
-            num_input_tokens=sum(len(pairs[i].token_ids) for i in pair_of),
-            num_truncated=sum(pairs[i].is_truncated for i in pair_of),
-        )
+            adapter = request.adapter
+            passages = passages.map(lambda pair: AdaptedPair.of(pair, adapter))
+        return passages.job(request, documents, lambda pair: pair.num_tokens)
 
     def encode_job(self, request: EncodeRequest) -> Job[list[EncodeResult]]:
         """Refuse: a cross-encoder reads pairs, and gives no embeddings.

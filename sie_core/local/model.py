@@ -6,7 +6,7 @@ sequences of all callers in shared batches and knows nothing of families::
 
     job = model.score_job(request)
     outputs = scheduler.submit(job.sequences, …).result()
-    scores = job.finish(outputs)                           # one raw score per item of the request
+    scored = job.finish(outputs)                           # one raw score per item of the request
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sie_core.types import EncodeResult, ScoreSpace
 
 if TYPE_CHECKING:
     from sie_core.local.adapters import AdapterStore
+    from sie_core.local.passages import Scored
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -45,12 +46,14 @@ class Job(Generic[T_co]):
         finish: Makes the answer of the outputs, given in the order of the sequences.
         num_input_tokens: Tokens of all items, of equal ones as well.
         num_truncated: Items that lost their end.
+        num_passages: Passages of all items, where long ones were cut into some; else None.
     """
 
     sequences: Sequence[TokenSequence]
     finish: Callable[[list[Any]], T_co]
     num_input_tokens: int
     num_truncated: int
+    num_passages: int | None = None
 
 
 class Model(Protocol):
@@ -75,11 +78,12 @@ class Model(Protocol):
         """Return a function that runs batches, with buffers of its own."""
         ...
 
-    def score_job(self, request: ScoreRequest) -> Job[list[float]]:
+    def score_job(self, request: ScoreRequest) -> Job[Scored]:
         """Prepare scoring; the answer has one raw score per item.
 
         Raises:
             InvalidRequestError: The model cannot do what the request asks.
+            InputTooLongError: An item is too long, and the request wants to be told.
         """
         ...
 

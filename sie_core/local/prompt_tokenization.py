@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sie_core.errors import InvalidRequestError, UnsupportedModelError
+from sie_core.local.passages import Cutter, PassageList, Passages, Span
 from sie_core.local.prefix import DecoderSequence, Prefix
 from sie_core.local.prompts import Prompt
 from sie_core.local.token_cache import TokenCache
-from sie_core.local.tokenization import Int32s, read_tokenizer, read_tokenizer_config
+from sie_core.local.tokenization import (
+    Int32s,
+    read_tokenizer,
+    read_tokenizer_config,
+    token_offsets,
+)
+from sie_core.long_documents import LongDocuments
 
 _MIN_ROOM = 5
 """Room in which, by every family's rule, a query and a document keep a token each."""
@@ -32,6 +39,54 @@ class _Frame:
     opening: Int32s
     joint: Int32s
     closing: Int32s
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A document as it is read.
+
+    Attributes:
+        parts: Tokens of each of its passages; of all that is read, where it is not in passages.
+        spans: Where each of those is in the text.
+        is_truncated: Whether something of it is not read.
+    """
+
+    parts: Sequence[Int32s]
+    spans: Sequence[Span | None]
+    is_truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """What stands around the documents of a call.
+
+    Attributes:
+        head: Before each document.
+        closing: Behind each document.
+        room: Tokens of a document.
+        is_query_cut: Whether the query lost its end.
+    """
+
+    head: Int32s
+    closing: Int32s
+    room: int
+    is_query_cut: bool
+
+    def all(self, documents: Iterable[_Document]) -> Passages[DecoderSequence]:
+        """Put the head before, and the closing behind, every part of every document."""
+        found = list(documents)
+        is_shared = sum(len(document.parts) for document in found) > 1
+        prefix = Prefix(self.head) if is_shared else None
+        begin = [] if prefix else [self.head]
+        prompts: PassageList[DecoderSequence] = PassageList()
+        for document in found:
+            is_truncated = document.is_truncated or self.is_query_cut
+            sequences = [
+                DecoderSequence(prefix, np.concatenate((*begin, part, self.closing)), is_truncated)
+                for part in document.parts
+            ]
+            prompts.add(sequences, document.spans, is_truncated=is_truncated)
+        return prompts.passages()
 
 
 class PromptTokenizer:
@@ -88,11 +143,31 @@ class PromptTokenizer:
         max_length: int,
         max_document_length: int | None = None,
     ) -> list[DecoderSequence]:
-        """Make a prompt of the query and each document, of at most `max_length` tokens.
+        """Make a prompt of the query and each document, of at most `max_length` tokens."""
+        return self.encode_passages(
+            query,
+            documents,
+            instruction=instruction,
+            max_length=max_length,
+            max_document_length=max_document_length,
+            settings=LongDocuments(),
+        ).sequences
 
-        Of a document at most `max_document_length` are kept, where that is given. Only documents
-        that the cache does not have are tokenised, all in one call, with the query.
-        Several documents share what stands before them; one has nobody to share it with.
+    def encode_passages(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None,
+        max_length: int,
+        max_document_length: int | None = None,
+        settings: LongDocuments,
+    ) -> Passages[DecoderSequence]:
+        """Make a prompt of the query and each document, or of each passage of a long one.
+
+        Of a document at most `max_document_length` tokens are kept, where that is given. Only
+        documents that the cache does not have are tokenised, all in one call, with the query.
+        Several prompts share what stands before the documents; one has nobody to share it with.
         """
         known = self.cache.get_many(documents)
         new = [text for text, ids in zip(documents, known, strict=True) if ids is None]
@@ -102,7 +177,8 @@ class PromptTokenizer:
         coming = iter(new_ids)
         document_ids = [next(coming) if ids is None else ids for ids in known]
         frame = self._frame if not instruction else self._make_frame(instruction)
-        return self._put_together(frame, query_ids, document_ids, max_length, max_document_length)
+        put = self._put_together(frame, query_ids, max_length, max_document_length)
+        return put.all(self._cut(documents, document_ids, put, settings))
 
     def check_max_length(self, max_length: int, longest: int, instruction: str | None) -> None:
         """Raise InvalidRequestError unless prompts of `max_length` tokens can be made and read."""
@@ -122,10 +198,10 @@ class PromptTokenizer:
         self,
         frame: _Frame,
         query_ids: Int32s,
-        all_document_ids: Sequence[Int32s],
         max_length: int,
         max_document_length: int | None,
-    ) -> list[DecoderSequence]:
+    ) -> _Prompts:
+        """Join all that stands around a document."""
         room = self._room(frame, max_length)
         share = self.prompt.query_share
         kept = query_ids[: room * share.numerator // share.denominator]
@@ -133,16 +209,36 @@ class PromptTokenizer:
         left = max(0, min(room, max_length - len(head) - len(frame.closing)))
         if max_document_length is not None:
             left = min(left, max_document_length)
-        prefix = Prefix(head) if len(all_document_ids) > 1 else None
-        begin = [] if prefix else [head]
-        return [
-            DecoderSequence(
-                prefix,
-                np.concatenate((*begin, document_ids[:left], frame.closing)),
-                len(kept) < len(query_ids) or len(document_ids) > left,
-            )
-            for document_ids in all_document_ids
-        ]
+        return _Prompts(head, frame.closing, left, is_query_cut=len(kept) < len(query_ids))
+
+    def _cut(
+        self,
+        documents: Sequence[str],
+        all_ids: Sequence[Int32s],
+        prompts: _Prompts,
+        settings: LongDocuments,
+    ) -> Iterator[_Document]:
+        """Cut every document to what fits, or into passages that do."""
+        num_lead_chars = self.prompt.document.index("{document}")
+        cutter = Cutter(settings=settings, num_lead_chars=num_lead_chars)
+        for text, ids in zip(documents, all_ids, strict=True):
+            is_long = len(ids) > prompts.room
+            cut = None
+            if is_long and settings.has_passages:
+                cut = cutter.cut(text, ids, self._offsets(text), prompts.room)
+            if cut is None:
+                yield _Document([ids[: prompts.room]], [None], is_truncated=is_long)
+            else:
+                yield _Document(cut.parts, cut.spans, is_truncated=cut.is_truncated)
+
+    def _offsets(self, text: str) -> Int32s:
+        """Return where a document's tokens stand in its part of the prompt; [tokens, 2]."""
+        offsets = self.cache.get_offsets(text)
+        if offsets is None:
+            part = self.prompt.document.format(document=text)
+            offsets = token_offsets(self._tokenizer, part)
+            self.cache.put_offsets(text, offsets)
+        return offsets
 
     def _room(self, frame: _Frame, max_length: int) -> int:
         return self.prompt.room(max_length, len(frame.opening), len(frame.closing))

@@ -24,6 +24,7 @@ from sie_core.errors import InvalidRequestError, ResourceExhaustedError
 from sie_core.local import memory
 from sie_core.local.model import CountsBytes, Model
 from sie_core.local.scheduler import Scheduler
+from sie_core.telemetry import otel
 
 _logger = logging.getLogger(__name__)
 
@@ -542,6 +543,23 @@ def _warn_overwritten(entries: list[_Entry]) -> None:
 REGISTRY = Registry()
 """The process's one registry."""
 
+
+def _read_engines() -> list[otel.Reading]:
+    """Return the counters of each model, for whoever collects metrics."""
+    return [
+        (
+            {
+                "sie.model": key.model,
+                "sie.device": ",".join(map(str, key.devices)),
+                "sie.dtype": str(key.dtype).removeprefix("torch."),
+            },
+            loaded.scheduler.stats().as_counters(),
+        )
+        for key, loaded in REGISTRY.loaded().items()
+    ]
+
+
+otel.observe_engines(_read_engines)
 os.register_at_fork(after_in_child=REGISTRY.reset_after_fork)
 atexit.register(REGISTRY.stop)
 

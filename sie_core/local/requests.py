@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
+from sie_core.long_documents import LongDocuments
 from sie_core.ranking import check_score_space, check_top_k
 from sie_core.types import Item, ScoreSpace
 
 if TYPE_CHECKING:
     from sie_core.local.lora import Adapter
 
-SCORE_OPTIONS = ("max_length", "max_document_length", "score_space", "batch_size", "lora")
+_PLAIN_SCORE_OPTIONS = (
+    "max_length",
+    "max_document_length",
+    "score_space",
+    "batch_size",
+    "lora",
+)
+SCORE_OPTIONS = (*_PLAIN_SCORE_OPTIONS, *long_documents.OPTIONS)
 ENCODE_OPTIONS = ("max_length", "batch_size", "is_query")
 
 
@@ -33,6 +42,7 @@ class ScoreRequest:
         batch_size: Sequences per forward pass at most.
         lora: The adapter asked for, a folder or a name; None for the model as it is.
         adapter: The same, once it is loaded.
+        long_documents: What is done with items that are longer than the model reads.
     """
 
     model: str
@@ -45,6 +55,7 @@ class ScoreRequest:
     batch_size: int | None = None
     lora: str | None = None
     adapter: Adapter | None = None
+    long_documents: LongDocuments = field(default_factory=LongDocuments)
 
     @property
     def item_ids(self) -> list[str]:
@@ -136,7 +147,21 @@ def check_score_request(
     chosen = _check_options(options or {}, SCORE_OPTIONS)
     for i, item in enumerate(items):
         _check_item(item, f"items[{i}]", may_be_vectors=True)
-    return ScoreRequest(model=model, query=query, instruction=instruction, items=items, **chosen)
+    handling = LongDocuments.from_options(chosen)
+    if chosen["max_document_length"] is not None and handling.how in ("max_passage", "error"):
+        msg = (
+            f"max_document_length={chosen['max_document_length']} cuts documents, and "
+            f"long_documents={handling.how!r} is there so that none is cut: give one of them"
+        )
+        raise InvalidRequestError(msg)
+    return ScoreRequest(
+        model=model,
+        query=query,
+        instruction=instruction,
+        items=items,
+        long_documents=handling,
+        **{name: chosen[name] for name in _PLAIN_SCORE_OPTIONS},
+    )
 
 
 def check_encode_request(

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +45,9 @@ class SchedulerStats:
         num_batches: Batches that were computed.
         num_sequences: Sequences in them.
         num_tokens: Tokens in them.
+        max_tokens: Tokens that they could have held, by their requests' limits.
+        num_requests: Requests that were answered.
+        queue_seconds: Time that those waited until a batch took the first of them.
         busy_seconds: Time that workers spent in them, of all workers together.
         num_out_of_memory: Batches that did not fit into memory; those of more than one sequence
             were split in halves and tried again.
@@ -56,8 +59,25 @@ class SchedulerStats:
     num_batches: int = 0
     num_sequences: int = 0
     num_tokens: int = 0
+    max_tokens: int = 0
+    num_requests: int = 0
+    queue_seconds: float = 0.0
     busy_seconds: float = 0.0
     num_out_of_memory: int = 0
+
+    @property
+    def batch_fill(self) -> float | None:
+        """Return how full batches were, of 1; None where there were none.
+
+        A lone request is split over all workers, and nobody waits for company: a low number says
+        that there was little to do, a high one that batches are as large as they may be.
+        """
+        return self.num_tokens / self.max_tokens if self.max_tokens else None
+
+    def as_counters(self) -> dict[str, float]:
+        """Return its numbers by name, those that are not there yet left out."""
+        counters = asdict(self) | {"batch_fill": self.batch_fill}
+        return {name: number for name, number in counters.items() if number is not None}
 
 
 class Running(Future[list[Any]]):
@@ -362,6 +382,7 @@ class Scheduler:
             while True:
                 if mine:
                     request = mine.popleft()
+                    request.future.begun_at = time.perf_counter()
                     return [
                         _Slot(request, i, sequence) for i, sequence in enumerate(request.sequences)
                     ]
@@ -433,12 +454,16 @@ class Scheduler:
                 if not request.num_missing and not request.is_settled:
                     request.is_settled = True
                     complete.append(request)
-            done = self._done
+            done, num_tokens = self._done, _num_tokens(slots)
             self._done = replace(
                 done,
                 num_batches=done.num_batches + 1,
                 num_sequences=done.num_sequences + len(slots),
-                num_tokens=done.num_tokens + _num_tokens(slots),
+                num_tokens=done.num_tokens + num_tokens,
+                max_tokens=done.max_tokens + max(_max_tokens(slots), num_tokens),
+                num_requests=done.num_requests + len(complete),
+                queue_seconds=done.queue_seconds
+                + sum(request.future.queue_seconds for request in complete),
                 busy_seconds=done.busy_seconds + seconds,
             )
         return complete
@@ -539,6 +564,11 @@ def _by_request(slots: list[_Slot]) -> Iterator[list[_Slot]]:
 
 def _num_tokens(slots: list[_Slot]) -> int:
     return sum(slot.sequence.num_tokens for slot in slots)
+
+
+def _max_tokens(slots: list[_Slot]) -> int:
+    """Return what a batch may hold: the smallest of its requests' limits."""
+    return min(slot.request.max_tokens for slot in slots)
 
 
 def _release_cached_memory() -> None:

@@ -21,6 +21,7 @@ from sie_core.local.hidden import HiddenStates, LoadedBody
 from sie_core.local.maxsim import Vectors, check_vectors, maxsim
 from sie_core.local.memory import count_bytes
 from sie_core.local.model import BatchRunner, Job
+from sie_core.local.passages import Scored, refuse_long
 from sie_core.local.requests import EncodeRequest, ScoreRequest, with_instruction
 from sie_core.local.texts import Text, TextForm, TextTokenizer
 from sie_core.types import EncodeResult, ScoreSpace
@@ -165,12 +166,13 @@ class TextEncoder:
             num_truncated=sum(sequences[i].is_truncated for i in places),
         )
 
-    def score_job(self, request: ScoreRequest) -> Job[list[float]]:
+    def score_job(self, request: ScoreRequest) -> Job[Scored]:
         """Prepare MaxSim; texts are encoded, vectors that the caller kept are taken as they are.
 
         Raises:
             UnsupportedModelError: The model gives one vector for a text.
             InvalidRequestError: A probability is asked for, or vectors do not fit the model.
+            InputTooLongError: An item is too long, and the request wants to be told.
         """
         head = self._recipe.heads.get(MULTIVECTOR)
         if head is None:
@@ -191,31 +193,45 @@ class TextEncoder:
             for i, item in enumerate(request.items)
             if item.get("multivector") is not None
         }
-        texts = {i: item["text"] for i, item in enumerate(request.items) if i not in kept}
-        documents, position_of = self._unique(list(texts.values()), form, outputs)
-        places = {i: len(sequences) + position_of[text] for i, text in texts.items()}
-        sequences = [*sequences, *documents]
+        texts = [item["text"] for i, item in enumerate(request.items) if i not in kept]
+        position_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        passages = self.tokenizer.passages(
+            list(position_of), form, outputs=outputs, settings=request.long_documents
+        )
+        places = {
+            i: position_of[item["text"]] for i, item in enumerate(request.items) if i not in kept
+        }
+        is_truncated = [
+            i not in kept and passages.is_truncated[places[i]] for i in range(len(request.items))
+        ]
+        refuse_long(request, is_truncated, form.max_length)
 
-        def finish(found: list[dict[str, NDArray[np.float32]]]) -> list[float]:
+        def finish(found: list[dict[str, NDArray[np.float32]]]) -> Scored:
             self._check_finite(found)
             asked = found[0][MULTIVECTOR] if query is None else query
-            vectors: list[Vectors] = [
-                kept[i] if i in kept else found[places[i]][MULTIVECTOR]
-                for i in range(len(request.items))
-            ]
-            scores = maxsim(asked, vectors)
+            vectors: list[Vectors] = [result[MULTIVECTOR] for result in found[len(sequences) :]]
+            scores = maxsim(asked, [*vectors, *kept.values()])
             if self._recipe.is_mean:
                 scores /= np.float32(len(asked))
-            return [float(score) for score in scores]
+            all_scores = scores.tolist()
+            best = {i: passages.best(all_scores, place) for i, place in places.items()}
+            best |= {i: len(vectors) + position for position, i in enumerate(kept)}
+            return Scored(
+                [all_scores[best[i]] for i in range(len(request.items))],
+                [passages.spans[best[i]] if i in places else None for i in range(len(best))]
+                if request.long_documents.has_passages
+                else None,
+            )
 
+        lengths = [sequence.num_tokens for sequence in passages.sequences]
+        num_query_tokens = sum(sequence.num_tokens for sequence in sequences)
+        documents = list(places.values())
         return Job(
-            sequences=sequences,
+            sequences=[*sequences, *passages.sequences],
             finish=finish,
-            num_input_tokens=sum(
-                sequences[i].num_tokens
-                for i in (*([] if query is not None else [0]), *places.values())
-            ),
-            num_truncated=sum(sequences[i].is_truncated for i in places.values()),
+            num_input_tokens=num_query_tokens + passages.count_tokens(lengths, documents),
+            num_truncated=sum(is_truncated),
+            num_passages=passages.count_passages(request, documents),
         )
 
     def warm_up_sequences(self) -> list[Text]:

@@ -21,8 +21,16 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, normalizers
 
 from sie_core.errors import InvalidRequestError, UnsupportedModelError
+from sie_core.local.passages import Cutter, PassageList, Passages
 from sie_core.local.token_cache import TokenCache
-from sie_core.local.tokenization import Int32s, Side, read_tokenizer, read_truncation_side
+from sie_core.local.tokenization import (
+    Int32s,
+    Side,
+    read_tokenizer,
+    read_truncation_side,
+    token_offsets,
+)
+from sie_core.long_documents import LongDocuments
 
 _NONE = np.array([], np.int32)
 
@@ -136,15 +144,55 @@ class TextTokenizer:
         self, texts: Sequence[str], form: TextForm, *, outputs: frozenset[str]
     ) -> list[Text]:
         """Make a sequence of every text. Only those that the cache does not have are tokenised."""
+        return [self._sequence(ids, form, outputs) for ids in self._ids(texts, form)]
+
+    def passages(
+        self,
+        texts: Sequence[str],
+        form: TextForm,
+        *,
+        outputs: frozenset[str],
+        settings: LongDocuments,
+    ) -> Passages[Text]:
+        """Make a sequence of every text, or of each passage of one that is too long."""
+        if not settings.has_passages:
+            sequences = self.sequences(texts, form, outputs=outputs)
+            return Passages.whole(sequences, [sequence.is_truncated for sequence in sequences])
+        room = self._room(form)
+        cutter = Cutter(
+            settings=settings,
+            num_lead_chars=len(form.prompt),
+            keeps_end=self._truncation_side == "left",
+        )
+        found: PassageList[Text] = PassageList()
+        for text, ids in zip(texts, self._ids(texts, form), strict=True):
+            cut = None
+            if len(ids) > room:
+                cut = cutter.cut(text, ids, self._offsets(form.prompt + text), room)
+            if cut is None:
+                sequence = self._sequence(ids, form, outputs)
+                found.add_whole(sequence, is_truncated=sequence.is_truncated)
+            else:
+                sequences = [self._sequence(part, form, outputs) for part in cut.parts]
+                found.add(sequences, cut.spans, is_truncated=cut.is_truncated)
+        return found.passages()
+
+    def _ids(self, texts: Sequence[str], form: TextForm) -> list[Int32s]:
         texts = [form.prompt + text for text in texts] if form.prompt else list(texts)
         known = self.cache.get_many(texts)
         new = [text for text, ids in zip(texts, known, strict=True) if ids is None]
         new_ids = self._encode(new)
         self.cache.put_many(new, new_ids)
         coming = iter(new_ids)
-        return [
-            self._sequence(next(coming) if ids is None else ids, form, outputs) for ids in known
-        ]
+        return [next(coming) if ids is None else ids for ids in known]
+
+    def _offsets(self, text: str) -> Int32s:
+        """Return where a text's tokens stand in it; [tokens, 2]."""
+        offsets = self.cache.get_offsets(text)
+        if offsets is None:
+            offsets = token_offsets(self._tokenizer, text)
+            self.cache.put_offsets(text, offsets)
+        return offsets
 
     def check_max_length(self, max_length: int, form: TextForm, longest: int) -> None:
         """Raise InvalidRequestError unless `max_length` leaves room for a token and can be read."""
@@ -165,8 +213,11 @@ class TextTokenizer:
     def _num_special(self, form: TextForm) -> int:
         return len(self._before) + len(self._after) + (form.marker is not None)
 
+    def _room(self, form: TextForm) -> int:
+        return max(0, form.max_length - self._num_special(form))
+
     def _sequence(self, ids: Int32s, form: TextForm, outputs: frozenset[str]) -> Text:
-        room = max(0, form.max_length - self._num_special(form))
+        room = self._room(form)
         is_truncated = len(ids) > room
         if is_truncated:
             ids = ids[len(ids) - room :] if self._truncation_side == "left" else ids[:room]

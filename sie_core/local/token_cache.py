@@ -1,4 +1,7 @@
-"""`TokenCache`: the token ids of texts seen before, up to a number of bytes."""
+"""`TokenCache`: the token ids of texts seen before, up to a number of bytes.
+
+Of long texts that are read in passages it also keeps where each token stands in the text.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class TokenCacheStats:
         num_hits: Texts that were there.
         num_misses: Texts that were not.
         num_texts: Texts held now.
-        num_bytes: What they and their ids take.
+        num_bytes: What they, their ids and the tokens' places take.
         max_bytes: The bound.
     """
 
@@ -49,6 +52,7 @@ class TokenCache:
     def __init__(self, max_bytes: int = TOKEN_CACHE_BYTES) -> None:
         self._max_bytes = check_token_cache_bytes(max_bytes)
         self._ids_of: OrderedDict[str, NDArray[np.int32]] = OrderedDict()
+        self._offsets_of: dict[str, NDArray[np.int32]] = {}
         self._num_bytes = 0
         self._num_hits = self._num_misses = 0
         self.reset_lock()
@@ -84,6 +88,24 @@ class TokenCache:
                 self._num_bytes += num_bytes
             self._shrink()
 
+    def get_offsets(self, text: str) -> NDArray[np.int32] | None:
+        """Return where a text's tokens begin and end, [tokens, 2]; None where that is not known."""
+        with self._lock:
+            return self._offsets_of.get(text)
+
+    def put_offsets(self, text: str, offsets: NDArray[np.int32]) -> None:
+        """Keep where a text's tokens stand for as long as its ids are kept."""
+        with self._lock:
+            ids = self._ids_of.get(text)
+            if ids is None or text in self._offsets_of:
+                return
+            num_bytes = sys.getsizeof(offsets) + _ENTRY_BYTES
+            if _num_bytes(text, ids) + num_bytes > self._max_bytes // _LARGEST_SHARE:
+                return
+            self._offsets_of[text] = offsets
+            self._num_bytes += num_bytes
+            self._shrink()
+
     def resize(self, max_bytes: int) -> None:
         """Change the bound; what no longer fits is dropped."""
         max_bytes = check_token_cache_bytes(max_bytes)
@@ -106,6 +128,9 @@ class TokenCache:
         while self._num_bytes > self._max_bytes:
             text, ids = self._ids_of.popitem(last=False)
             self._num_bytes -= _num_bytes(text, ids)
+            offsets = self._offsets_of.pop(text, None)
+            if offsets is not None:
+                self._num_bytes -= sys.getsizeof(offsets) + _ENTRY_BYTES
 
 
 def check_token_cache_bytes(max_bytes: int) -> int:

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sie_core.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
+from sie_core.local.passages import Cutter, PassageList, Passages
 from sie_core.local.token_cache import TokenCache
+from sie_core.long_documents import LongDocuments
 
 Side = Literal["left", "right"]
 Int32s = NDArray[np.int32]
@@ -158,13 +160,63 @@ class PairTokenizer:
         A document is first cut to `max_document_length`, where that is given. Only documents that
         the cache does not have are tokenised, all in one call, with the query.
         """
+        return self._pair_each(*self._ids(query, documents), max_length, max_document_length)
+
+    def encode_passages(
+        self,
+        query: str,
+        documents: Sequence[str],
+        max_length: int,
+        *,
+        max_document_length: int | None = None,
+        settings: LongDocuments,
+    ) -> Passages[Pair]:
+        """Make a pair of the query and each document, or of each passage of a long one.
+
+        What fits beside the query makes the same pair as `encode_pairs`. What does not is cut into
+        passages as long as what is left of it there.
+        """
+        query_ids, document_ids = self._ids(query, documents)
+        if not settings.has_passages:
+            pairs = self._pair_each(query_ids, document_ids, max_length, max_document_length)
+            return Passages.whole(pairs, [pair.is_truncated for pair in pairs])
+        cutter = Cutter(settings=settings, keeps_end=self._truncation_side == "left")
+        room = max_length - self.template.num_special
+        found: PassageList[Pair] = PassageList()
+        for text, ids in zip(documents, document_ids, strict=True):
+            num_query, num_document = truncate_longest_first(len(query_ids), len(ids), room)
+            cut = None
+            if num_document < len(ids):
+                offsets = self._offsets(text)
+                cut = cutter.cut(text, ids, offsets, num_document)
+            if cut is None:
+                pair = self.pair(query_ids, ids, max_length)
+                found.add_whole(pair, is_truncated=pair.is_truncated)
+                continue
+            kept = self._cut(query_ids, num_query)
+            found.add(
+                self._pair_each(kept, cut.parts, max_length),
+                cut.spans,
+                is_truncated=cut.is_truncated or num_query < len(query_ids),
+            )
+        return found.passages()
+
+    def _ids(self, query: str, documents: Sequence[str]) -> tuple[Int32s, list[Int32s]]:
+        """Tokenise the query and, in the same call, the documents that the cache does not have."""
         known = self.cache.get_many(documents)
         new = [text for text, ids in zip(documents, known, strict=True) if ids is None]
         query_ids, *new_ids = self.encode([query, *new])
         self.cache.put_many(new, new_ids)
         coming = iter(new_ids)
-        document_ids = [next(coming) if ids is None else ids for ids in known]
-        return self._pair_each(query_ids, document_ids, max_length, max_document_length)
+        return query_ids, [next(coming) if ids is None else ids for ids in known]
+
+    def _offsets(self, text: str) -> Int32s:
+        """Return where a document's tokens stand in it; [tokens, 2]."""
+        offsets = self.cache.get_offsets(text)
+        if offsets is None:
+            offsets = token_offsets(self._tokenizer, text)
+            self.cache.put_offsets(text, offsets)
+        return offsets
 
     def pair(self, query_ids: Int32s, document_ids: Int32s, max_length: int) -> Pair:
         """Join a query and a document to at most `max_length` tokens."""
@@ -231,6 +283,12 @@ def truncate_longest_first(num_query: int, num_document: int, room: int) -> tupl
         shorter = room // 2
         longer = shorter + room % 2
     return (longer, shorter) if num_query > num_document else (shorter, longer)
+
+
+def token_offsets(tokenizer: Tokenizer, text: str) -> Int32s:
+    """Return where each token of a text begins and ends, in characters; [tokens, 2]."""
+    [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)
+    return np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

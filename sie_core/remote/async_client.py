@@ -80,7 +80,9 @@ class SIEAsyncClient(EndpointClient):
     own, which are closed with it. See `SIEClient` for what the arguments and calls mean.
 
     Args:
-        base_url: Address, such as `http://localhost:8080`; None means `SIE_BASE_URL`.
+        base_url: Address, such as `http://localhost:8080`, or several, as a list or with commas
+            between: each request goes to the one with the fewest under way, those that fail are
+            left alone for a while. None means `SIE_BASE_URL`.
         api_key: Sent to that origin only; None means `SIE_API_KEY`.
         timeout_seconds: Bound on one whole call; None means the settings' 180.
         timeout_s: The same, by the name that other packages use.
@@ -102,7 +104,7 @@ class SIEAsyncClient(EndpointClient):
 
     def __init__(
         self,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float | None = None,
@@ -297,7 +299,7 @@ class SIEAsyncClient(EndpointClient):
         self._is_closed = False
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._route: Route | None = None
+        self._routes: dict[str, Route] | None = None
         self._cookies = Cookies()
         self._pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = (
             weakref.WeakKeyDictionary()
@@ -386,9 +388,9 @@ class SIEAsyncClient(EndpointClient):
     def _open(self) -> AsyncPool:
         if self._transport is not None:
             return GivenAsyncPool(self._transport)
-        if self._route is None:
-            self._route = Route.to(self.base_url)
-        return open_async_pool(self._route, self._endpoint.settings.keepalive_seconds)
+        if self._routes is None:
+            self._routes = {it: Route.to(it) for it in self._endpoint.servers.addresses}
+        return open_async_pool(self._routes, self._endpoint.settings.keepalive_seconds)
 
 
 async def _read(response: httpcore.Response, max_bytes: int) -> Reply:

@@ -27,7 +27,7 @@ from sie_core.remote.pool import (
     to_reply,
     to_request,
 )
-from sie_core.remote.transport import FOREIGN_ERRORS, Route, Scope, broken, within
+from sie_core.remote.transport import FOREIGN_ERRORS, Scope, broken, within
 from sie_core.remote.wire import Health, Reply
 from sie_core.settings import RemoteSettings
 from sie_core.types import EncodeResult, Item, ScoreResult
@@ -49,7 +49,9 @@ class SIEClient(EndpointClient):
     reads `SIE_API_KEY` anew.
 
     Args:
-        base_url: Address, such as `http://localhost:8080`; None means `SIE_BASE_URL`.
+        base_url: Address, such as `http://localhost:8080`, or several, as a list or with commas
+            between: each request goes to the one with the fewest under way, those that fail are
+            left alone for a while. None means `SIE_BASE_URL`.
         api_key: Sent to that origin only; None means `SIE_API_KEY`.
         timeout_seconds: Bound on one whole call, retries and the server's loading included; None
             means the settings' 180.
@@ -75,7 +77,7 @@ class SIEClient(EndpointClient):
 
     def __init__(
         self,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float | None = None,
@@ -407,7 +409,8 @@ class SIEClient(EndpointClient):
     def _open(self) -> Pool:
         if self._transport is not None:
             return GivenPool(self._transport)
-        return open_pool(Route.to(self.base_url), self._endpoint.settings.keepalive_seconds)
+        endpoint = self._endpoint
+        return open_pool(endpoint.servers.addresses, endpoint.settings.keepalive_seconds)
 
 
 def _read(response: httpcore.Response, max_bytes: int, scope: Scope) -> Reply:

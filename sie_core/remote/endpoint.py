@@ -8,13 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
+from sie_core.breaker import CircuitState
 from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import AuthenticationError, InputTooLongError, InvalidRequestError
+from sie_core.long_documents import LongDocuments, check_confirmed
 from sie_core.ranking import check_top_k
 from sie_core.remote import codec, wire
 from sie_core.remote.plan import Plan, Terms, attempts
+from sie_core.remote.servers import Servers
 from sie_core.remote.wire import Batch, Health, Ids, Part, PartScores, Request
 from sie_core.settings import RemoteSettings
+from sie_core.telemetry import otel
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -49,8 +53,8 @@ class Endpoint:
     """Where calls go and on what terms. Builds each call's plans; sends nothing itself.
 
     Attributes:
-        base_url: Address, without a slash at its end.
-        api_key: Sent to this origin only; in no repr, log, exception or pickle.
+        servers: The addresses.
+        api_key: Sent to these only; in no repr, log, exception or pickle.
         has_lost_key: A key was given, but this is an unpickled copy, and `SIE_API_KEY` is not set.
         gpu: Machine profile, such as `l4` or `pool/l4`.
         pool: Pool of machines.
@@ -60,7 +64,7 @@ class Endpoint:
         settings: Times and sizes.
     """
 
-    base_url: str
+    servers: Servers
     api_key: str | None = field(default=None, repr=False)
     has_lost_key: bool = False
     gpu: str | None = None
@@ -76,7 +80,8 @@ class Endpoint:
         """Plan a `score` call.
 
         Raises:
-            InvalidRequestError: An argument is wrong; nothing will be sent.
+            InvalidRequestError: An argument is wrong; nothing will be sent. Or, once the reply is
+                there: the server did not say that it handled long documents as was asked.
         """
         wire.check_item(query, "query")
         batch = Batch.of(items)
@@ -85,6 +90,7 @@ class Endpoint:
             _check_text("instruction", arguments.instruction)
             fields["instruction"] = arguments.instruction
         options = {**self.options, **wire.check_options(arguments.options)}
+        LongDocuments.from_options(options)
         if options:
             fields["options"] = options
         path = wire.model_path("/v1/score", model)
@@ -102,12 +108,13 @@ class Endpoint:
             )
             plans.append(attempts(request, _score_reader(ids, sent_ids), terms))
         query_id = query.get("id")
-        return Call(
-            plans,
-            lambda parts: wire.merge_scores(
-                parts, model=model, query_id=query_id, shown_ids=ids.shown
-            ),
-        )
+
+        def merge(parts: list[PartScores]) -> ScoreResult:
+            result = wire.merge_scores(parts, model=model, query_id=query_id, shown_ids=ids.shown)
+            check_confirmed(options, result)
+            return result
+
+        return Call(plans, merge)
 
     def encode(
         self,
@@ -199,7 +206,7 @@ class Endpoint:
             raise AuthenticationError(msg)
         check_timeout_seconds(timeout_seconds)
         return Terms(
-            base_url=self.base_url,
+            servers=self.servers,
             deadline=Deadline.after(timeout_seconds or self.settings.timeout_seconds),
             connect_timeout_seconds=self.settings.connect_timeout_seconds,
             restart_seconds=self.settings.restart_seconds,
@@ -216,7 +223,9 @@ class Endpoint:
 
     def _headers(self, arguments: CallArguments) -> dict[str, str]:
         gpu = self.gpu if arguments.gpu is None else arguments.gpu
-        return wire.body_headers(self.body_format) | wire.routing_headers(gpu, self.pool)
+        headers = wire.body_headers(self.body_format) | wire.routing_headers(gpu, self.pool)
+        otel.inject(headers)  # so that the server's spans belong to the caller's
+        return headers
 
     def _encode_params(
         self,
@@ -313,7 +322,7 @@ class EndpointClient:
 
     def __init__(
         self,
-        base_url: str | None = None,
+        base_url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float | None = None,
@@ -345,7 +354,7 @@ class EndpointClient:
         }
         given = {name: value for name, value in changes.items() if value is not None}
         self._endpoint = Endpoint(
-            base_url=_check_base_url(base_url or os.environ.get("SIE_BASE_URL") or None),
+            servers=Servers(_to_addresses(base_url)),
             api_key=_check_api_key(api_key or os.environ.get("SIE_API_KEY") or None),
             gpu=gpu,
             pool=pool,
@@ -357,8 +366,13 @@ class EndpointClient:
 
     @property
     def base_url(self) -> str:
-        """The server's address."""
-        return self._endpoint.base_url
+        """The server's address; of several, with commas between."""
+        return ",".join(self._endpoint.servers.addresses)
+
+    @property
+    def server_states(self) -> dict[str, CircuitState]:
+        """Whether each server is asked (`closed`), ejected (`open`) or on trial (`half-open`)."""
+        return self._endpoint.servers.states
 
     @property
     def timeout_seconds(self) -> float:
@@ -372,7 +386,20 @@ class EndpointClient:
         return f"{type(self).__name__}({self.base_url!r}, timeout_seconds={self.timeout_seconds:g})"
 
 
-def _check_base_url(base_url: object) -> str:
+def _to_addresses(base_url: object) -> list[str]:
+    """Read one address, several in one string with commas between, or a list of them."""
+    if base_url is None or base_url == "":
+        base_url = os.environ.get("SIE_BASE_URL") or None
+    given: Any = base_url.split(",") if isinstance(base_url, str) else base_url
+    is_many = isinstance(given, Sequence) and not isinstance(given, bytes)
+    addresses = [_check_address(one) for one in (given if is_many else [given])]
+    if not addresses or len(set(addresses)) < len(addresses):
+        msg = f"base_url must be one address, or several different ones, but got {base_url!r}"
+        raise InvalidRequestError(msg)
+    return addresses
+
+
+def _check_address(base_url: object) -> str:
     if base_url is None:
         msg = "base_url is missing: pass the server's address, or set SIE_BASE_URL"
         raise InvalidRequestError(msg)

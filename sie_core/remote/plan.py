@@ -6,9 +6,10 @@ a `Reply`, or `Broken` where none did. It ends with the answer (`StopIteration.v
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -23,6 +24,7 @@ from sie_core.errors import (
 from sie_core.remote.codec import excerpt
 from sie_core.remote.failures import Failure, read_failure
 from sie_core.remote.retry import Kind, Outcome, delay_seconds
+from sie_core.remote.servers import Servers, Visit
 from sie_core.remote.wire import Reply, Request
 
 _T = TypeVar("_T")
@@ -33,6 +35,8 @@ _REDIRECTS: Final = (301, 302, 303, *_METHOD_KEEPING_REDIRECTS)
 _OK: Final = 200
 _ACCEPTED: Final = 202
 _FIRST_REDIRECT: Final = 300
+_ELSEWHERE: Final = (Kind.CONNECTION, Kind.BUSY, Kind.LOADING, Kind.EXHAUSTED, Kind.GATEWAY)
+"""Failures that another server need not share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Terms:
     """What one call may do and for how long, the same for all its parts.
 
     Attributes:
-        base_url: Where requests go.
+        servers: Where requests go.
         deadline: When the call must be over.
         connect_timeout_seconds: How long a server that accepts no connection is tried.
         restart_seconds: How long it is tried at least, however often.
@@ -84,7 +88,7 @@ class Terms:
         draw: A random number from [0, 1).
     """
 
-    base_url: str
+    servers: Servers
     deadline: Deadline
     connect_timeout_seconds: float
     restart_seconds: float = 0.0
@@ -102,9 +106,12 @@ class _Journey:
     """What has happened to one request so far."""
 
     terms: Terms
-    url: str
+    request: Request
     moment: float
     provision_left: float | None
+    address: str = ""
+    url: str = ""
+    refused: set[str] = field(default_factory=set)
     num_attempts: int = 0
     num_redirects: int = 0
     kind: Kind | None = None
@@ -112,6 +119,36 @@ class _Journey:
     kind_since: float = 0.0
     started: float = 0.0
     last_error: SIEError | None = field(default=None, repr=False)
+
+    @contextlib.contextmanager
+    def visiting(self) -> Iterator[Visit]:
+        """Go to the server that is next; the visit is over where nobody says how it went."""
+        servers = self.terms.servers
+        visit = servers.take(self.refused) or servers.take()
+        if visit is None:
+            msg = "there is no server to ask"
+            raise TypeError(msg)
+        self.address, self.num_redirects = visit.address, 0
+        self.url = visit.address + self.request.path
+        try:
+            yield visit
+        finally:
+            visit.close()
+
+    def goes_elsewhere(self, outcome: Reply | Broken, failure: Failure) -> bool:
+        """Tell whether another server is asked at once, without a pause; it is so within a round.
+
+        A server that is loading the model, or is full, is not sick, but others may be ready.
+        """
+        is_unreachable = isinstance(outcome, Broken) and outcome.how == "unreachable"
+        if not self.terms.is_retried or not (is_unreachable or failure.outcome.kind in _ELSEWHERE):
+            return False
+        self.refused.add(self.address)
+        if self.terms.servers.has_other(self.refused):
+            self.last_error = failure.error
+            return True
+        self.refused.clear()
+        return False
 
     def start(self) -> None:
         """Begin an attempt, unless the time is up."""
@@ -191,24 +228,46 @@ def attempts(request: Request, read: Callable[[Reply], _T], terms: Terms) -> Pla
     Raises:
         SIEError: There will be no answer. Nothing is sent or awaited after the deadline.
     """
-    journey = _Journey(
-        terms, terms.base_url + request.path, terms.deadline.moment, terms.provision_seconds
-    )
+    journey = _Journey(terms, request, terms.deadline.moment, terms.provision_seconds)
+    while True:
+        with journey.visiting() as visit:
+            outcome = yield from _ask(journey)
+            failure = _failure(outcome, journey)
+            if failure is not None and _is_sick(outcome, failure):
+                visit.failed(failure.error)
+            else:
+                visit.answered()
+        if failure is None and isinstance(outcome, Reply):
+            return _answer(outcome, read, request, journey)
+        if failure is not None and not journey.goes_elsewhere(outcome, failure):
+            yield Pause(journey.wait(failure))
+
+
+def _ask(journey: _Journey) -> Plan[Reply | Broken]:
+    """Send a request to the server being visited, and again where that redirects it."""
     while True:
         journey.start()
-        reply = yield Send(request, journey.url, journey.moment)
-        if isinstance(reply, Broken):
-            failure = _broken(reply, journey)
-        elif reply is None:
+        outcome = yield Send(journey.request, journey.url, journey.moment)
+        if outcome is None:
             msg = "a plan was resumed without the outcome of its request"
             raise TypeError(msg)
-        elif reply.status_code < _FIRST_REDIRECT and reply.status_code != _ACCEPTED:
-            return _answer(reply, read, request, journey)
-        elif _follows(reply, request, journey):
-            continue
-        else:
-            failure = read_failure(_redacted(reply, terms), journey.url, now=terms.wall_clock())
-        yield Pause(journey.wait(failure))
+        if isinstance(outcome, Broken) or not _follows(outcome, journey):
+            return outcome
+
+
+def _is_sick(outcome: Reply | Broken, failure: Failure) -> bool:
+    """Tell whether a failure speaks against the server, not against the request or the moment."""
+    return isinstance(outcome, Broken) or failure.outcome.kind is Kind.GATEWAY
+
+
+def _failure(outcome: Reply | Broken, journey: _Journey) -> Failure | None:
+    """Say what an outcome is, if it is no answer."""
+    if isinstance(outcome, Broken):
+        return _broken(outcome, journey)
+    if outcome.status_code < _FIRST_REDIRECT and outcome.status_code != _ACCEPTED:
+        return None
+    terms = journey.terms
+    return read_failure(_redacted(outcome, terms), journey.url, now=terms.wall_clock())
 
 
 def _answer(reply: Reply, read: Callable[[Reply], _T], request: Request, journey: _Journey) -> _T:
@@ -260,12 +319,12 @@ def _broken(broken: Broken, journey: _Journey) -> Failure:
     return Failure(SIEConnectionError(msg), Outcome(kind=Kind.CONNECTION))
 
 
-def _follows(reply: Reply, request: Request, journey: _Journey) -> bool:
+def _follows(reply: Reply, journey: _Journey) -> bool:
     """Follow a redirect within the same origin: credentials and documents go nowhere else."""
     if reply.status_code not in _REDIRECTS:
         return False
     target = urljoin(journey.url, reply.headers.get("location", ""))
-    keeps_method = reply.status_code in _METHOD_KEEPING_REDIRECTS or request.method == "GET"
+    keeps_method = reply.status_code in _METHOD_KEEPING_REDIRECTS or journey.request.method == "GET"
     is_same = _origin(target) == _origin(journey.url)
     if is_same and keeps_method and journey.num_redirects < _MAX_REDIRECTS:
         journey.num_redirects += 1

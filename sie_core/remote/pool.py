@@ -7,7 +7,7 @@ its models appear here only where a caller brings a transport made of them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
@@ -20,6 +20,8 @@ from sie_core.remote.transport import DeadlineBackend, Route
 from sie_core.remote.wire import Reply
 
 _MAX_CONNECTIONS: Final = 100
+
+_Origin = tuple[bytes, bytes, int | None]
 
 
 class Pool(Protocol):
@@ -46,8 +48,59 @@ class AsyncPool(Protocol):
         ...
 
 
-def open_pool(route: Route, keepalive_seconds: float) -> Pool:
-    """Make a pool whose sockets keep to a deadline."""
+def open_pool(addresses: Sequence[str], keepalive_seconds: float) -> Pool:
+    """Make a pool whose sockets keep to a deadline; of several servers, one for each."""
+    pools = {_origin(it): _open_pool(Route.to(it), keepalive_seconds) for it in addresses}
+    return PoolOfPools(pools) if len(pools) > 1 else next(iter(pools.values()))
+
+
+def open_async_pool(routes: Mapping[str, Route], keepalive_seconds: float) -> AsyncPool:
+    """Make a pool for the running event loop; of several servers, one for each."""
+    pools = {_origin(it): _open_async_pool(to, keepalive_seconds) for it, to in routes.items()}
+    return AsyncPoolOfPools(pools) if len(pools) > 1 else next(iter(pools.values()))
+
+
+def _origin(address: str) -> _Origin:
+    return _origin_of(_address(address)[0])
+
+
+def _origin_of(url: httpcore.URL) -> _Origin:
+    return url.scheme, url.host, url.port
+
+
+class PoolOfPools:
+    """Connections to several servers, each reached in its own way: proxies, certificates."""
+
+    def __init__(self, pools: Mapping[_Origin, Pool]) -> None:
+        self._pools = pools
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        """See `Pool`."""
+        return self._pools[_origin_of(request.url)].handle_request(request)
+
+    def close(self) -> None:
+        """See `Pool`."""
+        for pool in self._pools.values():
+            pool.close()
+
+
+class AsyncPoolOfPools:
+    """The same for an event loop."""
+
+    def __init__(self, pools: Mapping[_Origin, AsyncPool]) -> None:
+        self._pools = pools
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """See `AsyncPool`."""
+        return await self._pools[_origin_of(request.url)].handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """See `AsyncPool`."""
+        for pool in self._pools.values():
+            await pool.aclose()
+
+
+def _open_pool(route: Route, keepalive_seconds: float) -> Pool:
     options = {**_options(route, keepalive_seconds), "network_backend": DeadlineBackend()}
     proxy = route.proxy
     if proxy is None:
@@ -57,8 +110,7 @@ def open_pool(route: Route, keepalive_seconds: float) -> Pool:
     return httpcore.HTTPProxy(**options, proxy_headers=proxy.headers.raw)
 
 
-def open_async_pool(route: Route, keepalive_seconds: float) -> AsyncPool:
-    """Make a pool for the running event loop."""
+def _open_async_pool(route: Route, keepalive_seconds: float) -> AsyncPool:
     options = _options(route, keepalive_seconds)
     proxy = route.proxy
     if proxy is None:

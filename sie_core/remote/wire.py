@@ -20,6 +20,7 @@ from sie_core.errors import InputTooLongError, InvalidRequestError, InvalidRespo
 from sie_core.ranking import match_scores
 from sie_core.remote.codec import BodyFormat, decode, encode, to_array
 from sie_core.types import (
+    COUNTS,
     EncodeResult,
     Item,
     ScoreEntry,
@@ -179,8 +180,12 @@ class PartScores:
     usage: Usage
     score_space: ScoreSpace | None
     entries: list[ScoreEntry] | None = field(default=None, repr=False)
-    timing: Timing = field(default_factory=Timing)
     """The reply's own entries in that order, where the caller may have them."""
+    timing: Timing = field(default_factory=Timing)
+    spans: Sequence[list[int] | None] | None = field(default=None, repr=False)
+    """The best passage of each item, where the reply has any."""
+    long_documents: str | None = None
+    """What the server says it did with long documents."""
 
 
 def check_items(items: object) -> Sequence[Item]:
@@ -418,6 +423,7 @@ def read_scores(reply: Reply, ids: Sequence[str], *, are_shown: bool = False) ->
         msg = f"'model' must be a string, but got {model!r:.80}"
         raise InvalidResponseError(msg)
     space = content.get("score_space")
+    handling = _read_handling(content)
     return PartScores(
         scores,
         model,
@@ -425,6 +431,8 @@ def read_scores(reply: Reply, ids: Sequence[str], *, are_shown: bool = False) ->
         space if space in get_args(ScoreSpace) else None,
         entries if are_shown else None,
         read_timing(reply, content),
+        _read_spans(found, ids) if handling == "max_passage" else None,
+        handling,
     )
 
 
@@ -458,6 +466,28 @@ def _match_scores(found: Any, ids: Sequence[str]) -> list[float]:
         raise InvalidResponseError(msg) from exc
 
 
+def _read_spans(found: Any, ids: Sequence[str]) -> list[list[int] | None] | None:
+    """Put the best passages' places in the order of `ids`; None where the reply has none.
+
+    Raises:
+        InvalidResponseError: One is no place in a text.
+    """
+    spans = {entry["item_id"]: entry["span"] for entry in found if entry.get("span") is not None}
+    if not spans:
+        return None
+    for item_id, span in spans.items():
+        is_pair = isinstance(span, list | tuple) and list(map(type, span)) == [int, int]
+        if not is_pair or not 0 <= span[0] <= span[1]:
+            msg = f"the best passage of {item_id!r} must be [start, end], but got {span!r:.80}"
+            raise InvalidResponseError(msg)
+    return [None if (span := spans.get(item_id)) is None else list(span) for item_id in ids]
+
+
+def _read_handling(content: Mapping[str, Any]) -> str | None:
+    handling = content.get("long_documents")
+    return handling if isinstance(handling, str) else None
+
+
 def merge_scores(
     parts: Sequence[PartScores], *, model: str, query_id: str | None, shown_ids: Sequence[str]
 ) -> ScoreResult:
@@ -474,6 +504,10 @@ def merge_scores(
     space = spaces.pop() if len(spaces) == 1 else None
     if space is not None:
         result["score_space"] = space
+    handlings = {part.long_documents for part in parts}
+    handling = handlings.pop() if len(handlings) == 1 else None
+    if handling is not None:
+        result["long_documents"] = handling
     timing = _slowest([part.timing for part in parts])
     if timing:
         result["timing"] = timing
@@ -497,10 +531,16 @@ def _made(parts: Sequence[PartScores], shown_ids: Sequence[str]) -> list[ScoreEn
     """Make entries out of scores."""
     scores = [score for part in parts for score in part.scores]
     order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable both ways
-    return [
+    entries: list[ScoreEntry] = [
         {"item_id": shown_ids[index], "score": scores[index], "rank": position}
         for position, index in enumerate(order)
     ]
+    if any(part.spans for part in parts):
+        spans = [span for part in parts for span in part.spans or [None] * len(part.scores)]
+        for entry, index in zip(entries, order, strict=True):
+            if (span := spans[index]) is not None:
+                entry["span"] = span
+    return entries
 
 
 def read_embeddings(reply: Reply, ids: Ids, part: Part) -> list[EncodeResult]:
@@ -663,14 +703,10 @@ def _read_usage(content: Mapping[str, Any]) -> Usage:
     """Keep the counts that are counts: a wrong one must not spoil a right answer."""
     usage = Usage()
     given = content.get("usage")
-    tokens, truncated = (
-        given.get(name) if isinstance(given, dict) else None
-        for name in ("input_tokens", "truncated_items")
-    )
-    if type(tokens) is int and tokens >= 0:
-        usage["input_tokens"] = tokens
-    if type(truncated) is int and truncated >= 0:
-        usage["truncated_items"] = truncated
+    for name in COUNTS:
+        count = given.get(name) if isinstance(given, dict) else None
+        if type(count) is int and count >= 0:
+            usage[name] = count
     return usage
 
 
@@ -722,8 +758,7 @@ def _slowest(timings: Sequence[Timing]) -> Timing:
 def _add_usage(usages: Sequence[Usage]) -> Usage:
     total = Usage()
     for usage in usages:
-        if "input_tokens" in usage:
-            total["input_tokens"] = total.get("input_tokens", 0) + usage["input_tokens"]
-        if "truncated_items" in usage:
-            total["truncated_items"] = total.get("truncated_items", 0) + usage["truncated_items"]
+        for name in COUNTS:
+            if name in usage:
+                total[name] = total.get(name, 0) + usage[name]
     return total

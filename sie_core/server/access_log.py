@@ -22,8 +22,8 @@ ACCESS_LOGGER = "sie_core.server.access"
 _FIELDS = "fields"
 _PARTS = ("queue_ms", "tokenization_ms", "inference_ms")
 _SERVER_ERROR = 500
-_QUIET_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
-"""Asked every few seconds by machines: logged only at the level `debug`."""
+_QUIET_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/metrics", "/v1/status"})
+"""Asked every few seconds by machines and pages: logged only at the level `debug`."""
 
 _logger = logging.getLogger(ACCESS_LOGGER)
 

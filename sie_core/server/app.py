@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,6 +24,7 @@ from sie_core.server.metrics import Metrics
 from sie_core.server.record import record_of
 from sie_core.server.service import Service
 from sie_core.server.settings import ServerSettings
+from sie_core.server.tracing import TraceRequests
 
 _logger = logging.getLogger(__name__)
 
@@ -63,9 +65,15 @@ def create_app(
     metrics = Metrics(service)
     app = Starlette(
         routes=[*_routes(), route(METRICS_PATH, metrics.answer, "GET"), *page.routes()],
-        middleware=guards(
-            settings, keys=keys, observers=(write_access, metrics.count), is_loopback=is_loopback
-        ),
+        middleware=[
+            Middleware(TraceRequests),
+            *guards(
+                settings,
+                keys=keys,
+                observers=(write_access, metrics.count),
+                is_loopback=is_loopback,
+            ),
+        ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _plain},
     )

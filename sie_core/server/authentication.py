@@ -9,7 +9,7 @@ from sie_core.server.failures import Failure, refuse
 from sie_core.server.keys import Keys
 from sie_core.server.record import record_of
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/livez", "/readyz", "/openapi.json"})
+OPEN_PATHS = frozenset({"/", "/docs", "/healthz", "/livez", "/readyz", "/openapi.json"})
 """Say nothing that differs between servers: whether this one is up, its page, its description."""
 
 METRICS_PATH = "/metrics"

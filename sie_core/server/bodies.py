@@ -84,7 +84,9 @@ async def read_body(request: Request, visit: Visit, *, max_bytes: int, seconds: 
                 chunks.append(chunk)
     except TimeoutError as exc:
         message = f"the body did not arrive within {seconds:g} s"
-        failure = Failure(status=408, code="REQUEST_TIMEOUT", message=message)
+        failure = Failure(
+            status=408, code="REQUEST_TIMEOUT", message=message, headers={"Connection": "close"}
+        )
         raise RefusedError(failure) from exc
     except ClientDisconnect as exc:
         raise CallerGoneError from exc

@@ -19,16 +19,13 @@ _logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; nginx takes 32 KiB, Node 16."""
 
-HEAD_TIMEOUT_SECONDS = 10.0
-"""From the connection's begin, or the first byte after a reply, to the end of the head."""
-
 
 def bounded_connection(
     *,
     message_timeout_seconds: float,
-    head_timeout_seconds: float = HEAD_TIMEOUT_SECONDS,
+    head_timeout_seconds: float,
+    max_connections: int,
     max_head_bytes: int = MAX_HEAD_BYTES,
-    max_connections: int | None = None,
 ) -> type[BoundedConnection]:
     """Return a class for uvicorn's `http=`, with bounds.
 
@@ -36,9 +33,10 @@ def bounded_connection(
         message_timeout_seconds: For a whole request, head and body. A handler that reads bodies has
             its own, shorter bound and says what was wrong; this one is for bodies that nobody
             reads.
-        head_timeout_seconds: For the head.
+        head_timeout_seconds: For the head, from the connection's begin, or the first byte after a
+            reply.
+        max_connections: Open at a time; further ones are closed at once.
         max_head_bytes: Bytes of the head.
-        max_connections: Open at a time; further ones are closed at once. None for no bound.
     """
     bounds = {
         "message_timeout_seconds": message_timeout_seconds,
@@ -52,10 +50,10 @@ def bounded_connection(
 class BoundedConnection(HttpToolsProtocol):
     """One connection. uvicorn makes them itself, so the bounds are the class's."""
 
-    message_timeout_seconds: ClassVar[float] = 120.0
-    head_timeout_seconds: ClassVar[float] = HEAD_TIMEOUT_SECONDS
-    max_head_bytes: ClassVar[int] = MAX_HEAD_BYTES
-    max_connections: ClassVar[int | None] = None
+    message_timeout_seconds: ClassVar[float]
+    head_timeout_seconds: ClassVar[float]
+    max_connections: ClassVar[int]
+    max_head_bytes: ClassVar[int]
 
     _patience: TimerHandle | None = None
     _num_head_bytes = 0
@@ -64,9 +62,9 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head, unless too many connections are open."""
         super().connection_made(transport)
-        limit = self.max_connections
-        if limit is not None and len(self.connections) > limit:
-            self._refuse(503, "QUEUE_FULL", f"{limit} connections are open; come back later")
+        if len(self.connections) > self.max_connections:
+            message = f"{self.max_connections} connections are open; come back later"
+            self._refuse(503, "QUEUE_FULL", message)
             return
         self._wait(self.head_timeout_seconds, "the head of the request did not arrive")
 
@@ -129,7 +127,11 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_waiting()
         _logger.info("%s: %s", self.client[0] if self.client else "a caller", message)
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        # Of a request whose reply has begun only the body is waited for: it has its reply.
+        is_answered = cycle is not None and cycle.response_started
+        if not self.pipeline and (
+            not is_answered or (self._is_in_head and cycle.response_complete)
+        ):
             self.transport.write(_response(status, code, message))
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

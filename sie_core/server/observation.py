@@ -88,6 +88,8 @@ class Observed:
             status = status or _FAILED
             raise
         finally:
+            if record.route is None:  # of one that is no call, such as the page
+                record.route = getattr(scope.get("route"), "path", None)
             observation = Observation(
                 method=scope["method"],
                 path=scope["path"],

@@ -129,10 +129,9 @@ def _answer(answer: Answer, schema_of: Mapping[str, Any]) -> dict[str, Any]:
         "description": answer.description,
         "content": {kind: {"schema": schema} for kind in answer.media_types},
     }
-    if answer.headers:
-        described["headers"] = {
-            name: {"$ref": f"#/components/headers/{name}"} for name in answer.headers
-        }
+    described["headers"] = {
+        name: {"$ref": f"#/components/headers/{name}"} for name in (*answer.headers, "X-Request-Id")
+    }
     return described
 
 

@@ -98,6 +98,43 @@ class ReloadedModelReply(ModelReply, kw_only=True):
     replaced: int
 
 
+class ModelStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How a model stands; where it is loaded also what waits for it and what it has done."""
+
+    state: Literal["unloaded", "loading", "loaded", "failed"]
+    queued_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    queued_requests: int | msgspec.UnsetType = msgspec.UNSET
+    batches: int | msgspec.UnsetType = msgspec.UNSET
+    sequences: int | msgspec.UnsetType = msgspec.UNSET
+    tokens: int | msgspec.UnsetType = msgspec.UNSET
+    busy_s: float | msgspec.UnsetType = msgspec.UNSET
+    bytes: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class RequestCounts(msgspec.Struct, kw_only=True):
+    """Requests with a body: those that are over, those of them that failed, and the others."""
+
+    total: int
+    failed: int
+    in_flight: int
+
+
+class Latency(msgspec.Struct, kw_only=True):
+    """Milliseconds of the last minute's answers; null for none."""
+
+    p50: float | None
+    p95: float | None
+
+
+class StatusReply(msgspec.Struct, kw_only=True):
+    """How the server and its models stand."""
+
+    uptime_s: float
+    models: dict[str, ModelStatus]
+    requests: RequestCounts
+    latency_ms: Latency
+
+
 class FailureDetail(msgspec.Struct, kw_only=True):
     """What was wrong; some codes bring fields of their own."""
 
@@ -197,6 +234,10 @@ class Operation:
 
 HEADERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "Retry-After": ("Seconds until it is worth asking again.", {"type": "integer", "minimum": 1}),
+    "X-Request-Id": (
+        "The request's id in the log: the caller's, or a new one.",
+        {"type": "string"},
+    ),
     "X-SIE-Error-Code": ("SIE's name for the failure, on every route.", {"type": "string"}),
     "X-SIE-Served-By": ("What computed the answer.", {"type": "string"}),
     "X-SIE-Server-Version": (
@@ -220,6 +261,13 @@ PARAMETERS: Final[dict[str, dict[str, Any]]] = {
         "required": True,
         "description": "A model's name; its slashes may stand as they are, or as %2F.",
         "schema": {"type": "string", "minLength": 1},
+    },
+    "requestId": {
+        "name": "X-Request-Id",
+        "in": "header",
+        "required": False,
+        "description": "An id by which the request is named in the log.",
+        "schema": {"type": "string"},
     },
     "remote": {
         "name": "X-SIE-Remote",
@@ -260,6 +308,11 @@ _LOOK_FAILURES: Final = {
     status: _CALL_FAILURES[status] for status in (401, 403, 404, 429, 500, 503)
 }
 
+_OPEN_FAILURES: Final = {
+    403: "A page of another site asks, or the server is called by a name that is not its own."
+}
+"""How a request may fail that needs no key."""
+
 _QUERY: Final = "what is python"
 _TEXTS: Final = ["python is a programming language", "bananas are yellow fruit"]
 
@@ -271,7 +324,7 @@ OPERATIONS: Final = (
         group="SIE",
         summary="Score items against a query",
         description="Items come back best first, under their ids or as `item-N`.",
-        parameters=("model", "remote"),
+        parameters=("model", "remote", "requestId"),
         body=ScoreBody,
         body_media_types=(JSON, MSGPACK),
         example={"query": {"text": _QUERY}, "items": [{"text": text} for text in _TEXTS]},
@@ -292,7 +345,7 @@ OPERATIONS: Final = (
         name="encode",
         group="SIE",
         summary="Turn items into embeddings",
-        parameters=("model", "remote"),
+        parameters=("model", "remote", "requestId"),
         body=EncodeBody,
         body_media_types=(JSON, MSGPACK),
         example={"items": [{"text": text} for text in _TEXTS]},
@@ -338,7 +391,7 @@ OPERATIONS: Final = (
             "The new files are loaded beside the old ones, which serve meanwhile. Allowed to keys "
             "with the role admin, or to all with `--allow-reload`."
         ),
-        parameters=("model",),
+        parameters=("model", "requestId"),
         body=ReloadBody,
         is_body_required=False,
         answers={200: Answer(description="The model, reloaded.", shape=ReloadedModelReply)},
@@ -355,6 +408,7 @@ OPERATIONS: Final = (
             "Relevance scores are probabilities, where the model has any, unless "
             "`options.score_space` is `raw`."
         ),
+        parameters=("requestId",),
         body=RerankBody,
         example={"model": "MODEL", "query": _QUERY, "documents": _TEXTS, "top_n": 1},
         answers={200: Answer(description="The ranking.", shape=RerankReply, headers=TIMES)},
@@ -367,6 +421,7 @@ OPERATIONS: Final = (
         name="rerankV2",
         group="Cohere",
         summary="Rank documents, by Cohere's second interface",
+        parameters=("requestId",),
         body=RerankBodyV2,
         example={"model": "MODEL", "query": _QUERY, "documents": _TEXTS, "top_n": 1},
         answers={200: Answer(description="The ranking.", shape=RerankReplyV2, headers=TIMES)},
@@ -380,6 +435,7 @@ OPERATIONS: Final = (
         group="Text Embeddings Inference",
         summary="Rank texts",
         description="The server's first model that scores answers, or the one that `model` names.",
+        parameters=("requestId",),
         body=RankBody,
         example={"query": _QUERY, "texts": _TEXTS},
         answers={200: Answer(description="The ranking.", shape=list[Rank], headers=TIMES)},
@@ -401,11 +457,32 @@ OPERATIONS: Final = (
             "`input` must be text: ids of tokens are refused. `dimensions` must be the size of the "
             "model's vectors."
         ),
+        parameters=("requestId",),
         body=EmbeddingsBody,
         example={"model": "MODEL", "input": _TEXTS},
         answers={200: Answer(description="The vectors.", shape=EmbeddingsReply, headers=TIMES)},
         failure=ErrorReply,
         more_failures=_CALL_FAILURES,
+    ),
+    Operation(
+        method="GET",
+        path="/v1/status",
+        name="status",
+        group="Operation",
+        summary="Say how the server and its models stand, in numbers",
+        answers={200: Answer(description="The numbers.", shape=StatusReply)},
+        failure=DetailReply,
+        more_failures=_LOOK_FAILURES,
+    ),
+    Operation(
+        method="GET",
+        path="/metrics",
+        name="metrics",
+        group="Operation",
+        summary="Tell Prometheus what was done",
+        answers={200: Answer(description="The metrics.", media_types=("text/plain",))},
+        failure=DetailReply,
+        more_failures=_LOOK_FAILURES,
     ),
     Operation(
         method="GET",
@@ -416,6 +493,8 @@ OPERATIONS: Final = (
         answers={
             200: Answer(description="`ok`.", media_types=(TEXT,), headers=("X-SIE-Server-Version",))
         },
+        failure=DetailReply,
+        more_failures=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -426,6 +505,8 @@ OPERATIONS: Final = (
         answers={
             200: Answer(description="`ok`.", media_types=(TEXT,), headers=("X-SIE-Server-Version",))
         },
+        failure=DetailReply,
+        more_failures=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -439,6 +520,21 @@ OPERATIONS: Final = (
                 description="`loading` or `draining`: send calls elsewhere.", media_types=(TEXT,)
             ),
         },
+        failure=DetailReply,
+        more_failures=_OPEN_FAILURES,
+    ),
+    Operation(
+        method="GET",
+        path="/",
+        name="page",
+        group="Operation",
+        summary="Try the server in a browser",
+        answers={
+            200: Answer(description="A page to rerank on.", media_types=(HTML,)),
+            304: Answer(description="The browser has it.", media_types=()),
+        },
+        failure=DetailReply,
+        more_failures=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -447,6 +543,8 @@ OPERATIONS: Final = (
         group="Operation",
         summary="Describe the server's routes",
         answers={200: Answer(description="An OpenAPI 3.1 document.", shape=dict[str, Any])},
+        failure=DetailReply,
+        more_failures=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -455,6 +553,8 @@ OPERATIONS: Final = (
         group="Operation",
         summary="Show the same to a reader",
         answers={200: Answer(description="A page.", media_types=(HTML,))},
+        failure=DetailReply,
+        more_failures=_OPEN_FAILURES,
     ),
 )
 """All of them, in the order of the document."""

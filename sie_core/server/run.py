@@ -28,8 +28,8 @@ _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep unused connections, so that it is they who close them."""
 
-_UNREAD_BODY_SECONDS = 30.0
-"""A body that nobody reads may take so much longer than one that is read."""
+_UNREAD_BODY = 1.5
+"""A body that nobody reads may take so many times as long as one that is read."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -102,7 +102,8 @@ class Server:
             uvicorn.Config(
                 self.app,
                 http=bounded_connection(
-                    message_timeout_seconds=settings.body_timeout_seconds + _UNREAD_BODY_SECONDS,
+                    message_timeout_seconds=_UNREAD_BODY * settings.body_timeout_seconds,
+                    head_timeout_seconds=settings.head_timeout_seconds,
                     max_connections=settings.max_connections,
                 ),
                 loop="asyncio" if sys.platform == "win32" else "uvloop",

@@ -17,6 +17,7 @@ from sie_core.server.failures import CallerGoneError, Failure, RefusedError
 from sie_core.server.record import record_of
 from sie_core.server.settings import ServerSettings
 from sie_core.server.shelf import Shelf, Shelved
+from sie_core.server.tracing import ScoringSpan, encoding_span
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -93,18 +94,20 @@ class Service:
         shelved = self._find(request, model, items)
         chosen, instruction = self._options(shelved, options, instruction, SCORE_OPTIONS)
         await self.shelf.ready(shelved)
-        result = await self._unless_gone(
-            request,
-            shelved,
-            self._engine.score(
-                shelved.settings.origin,
-                query,
-                items,
-                instruction=instruction,
-                options=chosen,
-                timeout_seconds=self.settings.request_timeout_seconds,
-            ),
-        )
+        with ScoringSpan(shelved.name, query, items) as span:
+            result = await self._unless_gone(
+                request,
+                shelved,
+                self._engine.score(
+                    shelved.settings.origin,
+                    query,
+                    items,
+                    instruction=instruction,
+                    options=chosen,
+                    timeout_seconds=self.settings.request_timeout_seconds,
+                ),
+            )
+            span.scored(result)
         result["model"] = shelved.name
         result.pop("source", None)  # of use to a cache in this process only
         _note(request, result)
@@ -131,19 +134,20 @@ class Service:
         shelved = self._find(request, model, items)
         chosen, instruction = self._options(shelved, options, instruction, ENCODE_OPTIONS)
         await self.shelf.ready(shelved)
-        results: list[EncodeResult] = await self._unless_gone(
-            request,
-            shelved,
-            self._engine.encode(
-                shelved.settings.origin,
-                items,
-                output_types=output_types,
-                output_dtype=output_dtype,
-                instruction=instruction,
-                options=chosen,
-                timeout_seconds=self.settings.request_timeout_seconds,
-            ),
-        )
+        with encoding_span(shelved.name, items, output_types, chosen):
+            results: list[EncodeResult] = await self._unless_gone(
+                request,
+                shelved,
+                self._engine.encode(
+                    shelved.settings.origin,
+                    items,
+                    output_types=output_types,
+                    output_dtype=output_dtype,
+                    instruction=instruction,
+                    options=chosen,
+                    timeout_seconds=self.settings.request_timeout_seconds,
+                ),
+            )
         _note(request, results[0] if results else {})
         return results
 

@@ -64,6 +64,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         max_requests: Requests in progress; more are told to come back.
         max_requests_bytes: Bytes of their bodies together.
         max_queued_tokens: Tokens that may wait for one model; more are told to come back.
+        head_timeout_seconds: How long the head of a request may take to arrive.
         body_timeout_seconds: How long a body may take to arrive.
         request_timeout_seconds: How long a request may take, once its body is there.
         drain_seconds: How long requests in progress may still take when the server is stopped.
@@ -88,6 +89,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_requests: int = 1024
     max_requests_bytes: int = 512 * _MIB
     max_queued_tokens: int = 2**20
+    head_timeout_seconds: float = 10.0
     body_timeout_seconds: float = 60.0
     request_timeout_seconds: float = 300.0
     drain_seconds: float = 30.0

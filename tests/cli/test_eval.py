@@ -149,6 +149,72 @@ def test_every_depth_is_really_called(run: Run, client: Any, beir: Path) -> None
     assert [point["num_calls"] for point in outcome["models"][0]["depths"]] == [3, 3, 3]
 
 
+class ByModel:
+    """Scores by length; the model called `contrary` the other way round."""
+
+    def score(
+        self, model: str, query: Mapping[str, Any], items: Sequence[Mapping[str, Any]], **_: Any
+    ) -> Mapping[str, Any]:
+        """Score as `LocalClient` does."""
+        del query
+        sign = -1.0 if model == "contrary" else 1.0
+        scores = [{"item_id": it["id"], "score": sign * len(it["text"]), "rank": 0} for it in items]
+        return {"model": model, "scores": scores}
+
+
+def _with_economy(model: str, **settings: Any) -> Reranker:
+    known = {name: settings.get(name) for name in ("cascade", "stop_when_stable", "max_latency_ms")}
+    options = {"batch_size": settings["batch_size"]} if settings.get("batch_size") else None
+    return Reranker(model, client=ByModel(), options=options, **known)
+
+
+def test_a_cascade_has_a_point_of_its_own(
+    run_with: Callable[..., Any], beir: Path, tmp_path: Path
+) -> None:
+    """Quality is that of the whole order, and it says how many the expensive model scored."""
+
+    def run(*arguments: object) -> Any:
+        return run_with(_with_economy, *arguments)
+
+    def after(outcome: Mapping[str, Any]) -> dict[str, float]:
+        return {one["name"]: one["after"] for one in outcome["models"][0]["metrics"]}
+
+    told = ("eval", "--dataset", beir, "--candidates", 8, "-m", "contrary", "--runs", tmp_path)
+    outcome = evaluated(run, *told, "--cascade", "long:0.25")
+    latency = outcome["models"][0]["latency"]
+    assert (latency["num_scored"], latency["num_pairs"]) == (2 * NUM_QUERIES, 8 * NUM_QUERIES)
+    assert [point["depth"] for point in outcome["models"][0]["depths"]] == [8]
+    assert outcome["models"][0]["settings"]["cascade"] == ["long:0.25"]
+    # The longest two go on, and the shorter of them wins: the relevant longest comes second.
+    lines = (tmp_path / "after.trec").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[2] for line in lines[:4]] == ["d0-6", "d0-7", "d0-5", "d0-4"]
+    assert after(outcome) != after(evaluated(run, *told))
+    shown = run(*told, "--cascade", "long:2")
+    assert "scored by the model: 24 of 96 documents" in " ".join(shown.stdout.split())
+
+
+def test_an_early_stop_has_one_too(run_with: Callable[..., Any], beir: Path) -> None:
+    """Documents that were not reached follow as retrieved, and are not counted as scored."""
+
+    def run(*arguments: object) -> Any:
+        return run_with(_with_economy, *arguments)
+
+    told = ("eval", "--dataset", beir, "--candidates", 8, "--batch-size", 2)
+    outcome = evaluated(run, *told, "--stop-when-stable", 1)
+    latency = outcome["models"][0]["latency"]
+    assert latency["num_scored"] == latency["num_pairs"]  # a top of 10 is never whole here
+    late = evaluated(run, *told, "--max-latency-ms", 60_000)
+    assert late["models"][0]["latency"]["num_scored"] == 8 * NUM_QUERIES
+
+
+@pytest.mark.parametrize("wrong", ["long", "long:much", ":0.3", "long:0", "long:1.5"])
+def test_a_wrong_cascade_is_refused(run: Run, beir: Path, wrong: str) -> None:
+    """Before any work, with the form that is expected."""
+    finished = run("eval", "--dataset", beir, "--cascade", wrong)
+    assert finished.exit_code == 2
+    assert "keep" in finished.stderr.lower()
+
+
 def test_truncated_documents_are_counted(run: Run, beir: Path) -> None:
     """As the model says it."""
     records = [{"_id": f"d{i}", "text": "topic0 " + "x" * 600 * (i % 2)} for i in range(4)]

@@ -272,6 +272,14 @@ NON_DEFAULTS: dict[str, Any] = {
     "fuse_retrieval_score": 0.25,
     "score_space": "calibrated",
     "lora": "owner/legal",
+    "max_latency_ms": 80.0,
+    "score_cache": 1_000_000,
+    "cascade": [{"model": "tiny/model", "keep": 0.3, "options": {"max_length": 64}}],
+    "stop_when_stable": 2,
+    "long_documents": "max_passage",
+    "passage_overlap": 32,
+    "max_passages": 8,
+    "meta_template": "{name}: {value}",
     "dtype": "bfloat16",
     "num_threads": 2,
     "max_length": 64,
@@ -283,7 +291,14 @@ NON_DEFAULTS: dict[str, Any] = {
 def test_every_argument_survives_serialisation() -> None:
     """A new constructor argument must join in: the component is reloaded with nothing lost."""
     parameters = inspect.signature(SIERanker.__init__).parameters
-    left_out = {"self", "timeout_s", "client", "async_client", "mode"}  # mode excludes dtype
+    left_out = {
+        "self",
+        "timeout_s",
+        "client",
+        "async_client",
+        "on_rerank",
+        "mode",
+    }  # mode excludes dtype
     assert set(NON_DEFAULTS) == set(parameters) - left_out
     pipeline = Pipeline()
     pipeline.add_component("ranker", SIERanker(**NON_DEFAULTS))

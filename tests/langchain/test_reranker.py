@@ -430,6 +430,12 @@ def test_a_dump_describes_the_backend_but_holds_no_clients(client: Any) -> None:
         "hedge_after_ms": 50.0,
         "wait_for_capacity": True,
         "timeout_seconds": 2.5,
+        "long_documents": "max_passage",
+        "passage_overlap": 32,
+        "max_passages": 8,
+        "meta_fields": ["title"],
+        "meta_template": "{name}: {value}",
+        "document_prefix": "passage: ",
     }
     original = SIEReranker(**settings)
     for dumped in (original.model_dump(), json.loads(original.model_dump_json())):
@@ -562,6 +568,40 @@ async def test_as_a_runnable_it_takes_part_in_a_chain(
     assert runs.parents["SIEReranker"] == "rerank_documents"
     assert async_client.threads == [threading.get_ident()]
     assert chain.batch([inputs, inputs]) == [expected, expected]
+
+
+async def test_a_config_overrides_one_call(
+    reranker: SIEReranker, documents: list[Document]
+) -> None:
+    """Under `rerank` in `configurable`, alone and in a batch, where each input has its own."""
+    runnable = reranker.as_runnable()
+    inputs: Any = {"query": "berlin", "documents": documents}
+    configs: list[Any] = [{"configurable": {"rerank": {"top_n": n}, "other": 1}} for n in (1, 2)]
+    assert len(runnable.invoke(inputs, configs[0])) == 1
+    assert len(await runnable.ainvoke(inputs, configs[1])) == 2
+    whole = runnable.invoke(inputs)
+    for ranked in (
+        runnable.batch([inputs] * 3, [*configs, {}]),
+        await runnable.abatch([inputs] * 3, [*configs, {}]),
+    ):
+        assert ranked == [whole[:1], whole[:2], whole]
+    assert [spec.id for spec in runnable.config_specs] == ["rerank"]
+
+
+async def test_a_wrong_config_fails_its_own_call(
+    reranker: SIEReranker, documents: list[Document]
+) -> None:
+    """A name that nobody knows is not passed over, and the rest of a batch is ranked."""
+    runnable = reranker.as_runnable()
+    inputs: Any = {"query": "berlin", "documents": documents}
+    wrong: Any = {"configurable": {"rerank": {"top_m": 1}}}
+    with pytest.raises(InvalidRequestError, match="unknown override 'top_m'"):
+        runnable.invoke(inputs, wrong)
+    ranked = runnable.batch([inputs] * 2, [wrong, {}], return_exceptions=True)
+    assert isinstance(ranked[0], InvalidRequestError)
+    assert ranked[1] == runnable.invoke(inputs)
+    with pytest.raises(InvalidRequestError, match="must be a mapping"):
+        await runnable.ainvoke(inputs, {"configurable": {"rerank": 3}})
 
 
 @pytest.mark.parametrize("inputs", [{"query": QUERY}, [QUERY]])

@@ -37,7 +37,7 @@ from llama_index.core.schema import (
 
 from sie_core.errors import AuthenticationError, InferenceError, InvalidRequestError
 from sie_core.fallback import Backend
-from sie_llamaindex import SIENodePostprocessor
+from sie_llamaindex import SIENodePostprocessor, SIEQueryBundle
 from sie_llamaindex.reranker import dispatcher
 
 QUERY = "paris capital france"
@@ -423,6 +423,20 @@ NON_DEFAULTS: dict[str, Any] = {
     "calibration": "/somewhere/calibration.json",
     "fuse_retrieval_score": 0.25,
     "lora": "owner/legal",
+    "max_latency_ms": 80.0,
+    "score_cache": 1_000_000,
+    "cascade": [{"model": "tiny/model", "keep": 0.3, "options": {"max_length": 64}}],
+    "stop_when_stable": 2,
+    "long_documents": "max_passage",
+    "passage_overlap": 32,
+    "max_passages": 8,
+    "meta_fields": ["title"],
+    "meta_template": "{name}: {value}",
+    "meta_separator": " | ",
+    "query_prefix": "query: ",
+    "query_suffix": " ?",
+    "document_prefix": "passage: ",
+    "document_suffix": " .",
     "revision": "v2",
     "cache_dir": "/somewhere",
 }
@@ -434,6 +448,7 @@ NOT_SERIALISED = {
     "api_key",
     "token",
     "callback_manager",
+    "on_rerank",
     "mode",  # excludes dtype; has a test of its own
 }
 
@@ -710,6 +725,23 @@ async def test_it_postprocesses_inside_a_query_engine(
     expected = ["three", "two", "one", "none"]
     for response in (engine.query(QUERY), await engine.aquery(QUERY)):
         assert [node.node_id for node in response.source_nodes] == expected
+
+
+async def test_a_query_brings_its_own_settings_through_an_engine(
+    reranker: SIENodePostprocessor, nodes: list[NodeWithScore]
+) -> None:
+    """A bundle travels with the query, and its settings are gone with it."""
+    engine = RetrieverQueryEngine(
+        Listed(nodes),
+        response_synthesizer=NoText(llm=MockLLM()),
+        node_postprocessors=[reranker],
+    )
+    bundle = SIEQueryBundle(QUERY, top_n=2)
+    for response in (engine.query(bundle), await engine.aquery(bundle)):
+        assert [node.node_id for node in response.source_nodes] == ["three", "two"]
+    assert len(engine.query(QUERY).source_nodes) == len(nodes)
+    with pytest.raises(InvalidRequestError, match="top_n must be at least 1, but got 0"):
+        engine.query(SIEQueryBundle(QUERY, top_n=0))
 
 
 def test_importing_it_imports_no_torch() -> None:

@@ -341,18 +341,18 @@ def test_a_prefix_goes_with_its_call(tiny_qwen3: Path) -> None:
     model = client.load(str(tiny_qwen3)).result().model
     assert isinstance(model, CausalReranker)
     prefixes = []
-    encode = model.tokenizer.encode
+    encode = model.tokenizer.encode_passages
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        sequences = encode(*args, **kwargs)
-        prefixes.append(weakref.ref(sequences[0].prefix))
-        return sequences
+        passages = encode(*args, **kwargs)
+        prefixes.append(weakref.ref(passages.sequences[0].prefix))
+        return passages
 
-    model.tokenizer.encode = watched  # type: ignore[method-assign]
+    model.tokenizer.encode_passages = watched  # type: ignore[method-assign]
     try:
         score(client, tiny_qwen3, QUERY, TEXTS)
     finally:
-        model.tokenizer.encode = encode  # type: ignore[method-assign]
+        model.tokenizer.encode_passages = encode  # type: ignore[method-assign]
     gc.collect()
     assert len(prefixes) == 1
     assert prefixes[0]() is None

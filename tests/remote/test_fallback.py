@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sie_core.breaker import Breaker
 from sie_core.errors import (
     CircuitOpenError,
     ClientClosedError,
@@ -28,7 +29,7 @@ from sie_core.errors import (
     QueueFullError,
     SIEConnectionError,
 )
-from sie_core.fallback import AsyncFallbackClient, Backend, Breaker, FallbackClient
+from sie_core.fallback import AsyncFallbackClient, Backend, FallbackClient
 from sie_core.remote import SIEAsyncClient, SIEClient
 from sie_core.settings import BreakerSettings
 from sie_core.types import Item

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from sie_core.local import LocalClient
+from sie_core.server.access_log import ACCESS_LOGGER
 from sie_core.server.run import Server
 from sie_core.server.settings import ModelSettings, Profile, ServerSettings
 
@@ -51,6 +53,20 @@ Serve = Callable[..., Server]
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """A maker of running servers; it takes what `ServerSettings` takes, and a client."""
+    with serving() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def serve_module() -> Iterator[Serve]:
+    """The same, for servers that all tests of a module share."""
+    with serving() as start:
+        yield start
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Serve]:
+    """Make a maker of running servers; they end with the block."""
     with contextlib.ExitStack() as stack:
 
         def start(
@@ -62,6 +78,43 @@ def serve() -> Iterator[Serve]:
             return server
 
         yield start
+
+
+class AccessLines(logging.Handler):
+    """The fields of each line of the access log; a server writes it when its reply is out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[dict[str, Any]] = []
+        self._more = threading.Condition()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        with self._more:
+            self._lines.append({"level": record.levelno, **vars(record)["fields"]})
+            self._more.notify_all()
+
+    def wait(self, count: int, path: str | None = None) -> list[dict[str, Any]]:
+        """Wait until there are so many, of one path where it is given, and return them."""
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self._lines if path in (None, line["path"])]
+
+        with self._more:
+            assert self._more.wait_for(lambda: len(found()) >= count, TIMEOUT_SECONDS)
+            return found()
+
+
+@pytest.fixture
+def access_lines() -> Iterator[AccessLines]:
+    """What the access log says at all levels."""
+    logger, lines = logging.getLogger(ACCESS_LOGGER), AccessLines()
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(lines)
+    yield lines
+    logger.removeHandler(lines)
+    logger.setLevel(before)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 
 from sie_core import Item, SIEClient
 from sie_core.errors import AuthenticationError
-from sie_core.server.access_log import ACCESS_LOGGER
 from sie_core.server.keys import make_key
 from sie_core.server.run import Server
 from sie_core.server.settings import ModelSettings
@@ -28,19 +27,23 @@ def keys() -> dict[str, str]:
     return {}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def guarded(
-    serve: Callable[..., Server], tiny_bert: Path, tmp_path: Path, keys: dict[str, str]
+    serve_module: Callable[..., Server],
+    tiny_bert: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    keys: dict[str, str],
 ) -> Server:
     """A server with a key for an app, and one for who runs it."""
+    folder = tmp_path_factory.mktemp("keys")
     lines = []
     for name in ("app", "root"):
         keys[name], line = make_key(name, is_admin=name == "root")
         lines.append(f"{line}\n")
-    (tmp_path / "keys").write_text("".join(lines))
-    (tmp_path / "keys").chmod(0o600)
+    (folder / "keys").write_text("".join(lines))
+    (folder / "keys").chmod(0o600)
     models = (ModelSettings(name="tiny", source=str(tiny_bert)),)
-    return serve(models=models, api_key_file=str(tmp_path / "keys"))
+    return serve_module(models=models, api_key_file=str(folder / "keys"))
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -79,6 +82,22 @@ def test_who_has_no_key_is_told_401_and_how_to_give_one(
     assert reply.json()["detail"]["code"] == "UNAUTHORIZED"
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank", "/v1/embeddings"])
+def test_each_dialect_is_refused_in_its_own_shape(guarded: Server, path: str) -> None:
+    """As its clients read errors: the shape that a call of theirs that is wrong gets, too."""
+    headers = bearer(make_key("stranger")[0])
+    refused = httpx.post(f"{guarded.url}{path}", json={}, headers=headers)
+    assert refused.status_code == 401
+    assert refused.headers["WWW-Authenticate"].startswith("Bearer")
+    shape = {
+        "/v1/rerank": lambda reply: reply["error"]["message"],
+        "/v2/rerank": lambda reply: reply["message"],
+        "/rerank": lambda reply: reply["error"],
+        "/v1/embeddings": lambda reply: reply["error"]["message"],
+    }
+    assert "not one of this server's" in shape[path](refused.json())
+
+
 def test_the_scheme_is_read_in_any_case(guarded: Server, keys: dict[str, str]) -> None:
     """As RFC 9110 has it."""
     headers = {"Authorization": f"bearer {keys['app']}"}
@@ -93,9 +112,9 @@ def test_two_keys_at_once_are_none(guarded: Server, keys: dict[str, str]) -> Non
     assert reply.status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz"])
-def test_health_is_open(guarded: Server, path: str) -> None:
-    """What asks for it has no key."""
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz", "/", "/docs"])
+def test_health_and_the_page_are_open(guarded: Server, path: str) -> None:
+    """What asks for it has no key; nor has the browser that opens the page, which then asks."""
     assert httpx.get(f"{guarded.url}{path}").status_code == 200
 
 
@@ -139,15 +158,14 @@ def test_a_stranger_is_refused_before_their_body_is_read(guarded: Server) -> Non
 
 
 def test_the_log_names_the_key_and_never_shows_it(
-    guarded: Server, keys: dict[str, str], caplog: pytest.LogCaptureFixture
+    guarded: Server, keys: dict[str, str], caplog: pytest.LogCaptureFixture, access_lines: Any
 ) -> None:
     """Not on debug either, and neither a wrong one."""
     with caplog.at_level(logging.DEBUG):
         httpx.post(f"{guarded.url}/v1/score/tiny", json=BODY, headers=bearer(keys["app"]))
         httpx.post(f"{guarded.url}/v1/score/tiny", json=BODY, headers=bearer("sie_wrong"))
-    lines = [record for record in caplog.records if record.name == ACCESS_LOGGER]
-    seen: list[dict[str, Any]] = [vars(line)["fields"] for line in lines]
-    assert [line.get("key") for line in seen] == ["app", None]
-    everything = caplog.text + json.dumps(seen)
+        lines = access_lines.wait(2, "/v1/score/tiny")
+    assert [line.get("key") for line in lines] == ["app", None]
+    everything = caplog.text + json.dumps(lines)
     assert keys["app"] not in everything
     assert "sie_wrong" not in everything

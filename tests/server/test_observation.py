@@ -7,9 +7,7 @@ import json
 import logging
 import re
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -29,7 +27,6 @@ from sie_core.server.access_log import (
 from sie_core.server.observation import Observation
 from sie_core.server.record import CallRecord
 from sie_core.server.run import Server
-from sie_core.server.settings import ModelSettings
 
 ASKED = "xyzzy-is-what-was-asked"
 SCORE = "/v1/score/test/tiny-bert-ce"
@@ -39,23 +36,19 @@ BODY = {
 }
 
 
-def access_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    """What the access log has said."""
-    return [vars(record)["fields"] for record in caplog.records if record.name == ACCESS_LOGGER]
-
-
 def test_a_request_is_one_line_that_says_what_it_was(
-    served: Server, caplog: pytest.LogCaptureFixture
+    served: Server, caplog: pytest.LogCaptureFixture, access_lines: Any
 ) -> None:
     """Everything but contents: they are in no line, whatever the level."""
     with caplog.at_level(logging.DEBUG):
         reply = httpx.post(f"{served.url}{SCORE}?q={ASKED}", json=BODY)
-    (line,) = access_lines(caplog)
+        (line,) = access_lines.wait(1)
     assert reply.headers["X-Request-Id"] == line.pop("request_id")
     for name in ("total_ms", "queue_ms", "tokenization_ms", "inference_ms"):
         assert line.pop(name) >= 0
     assert line.pop("tokens") > 0
     assert line == {
+        "level": logging.INFO,
         "method": "POST",
         "path": SCORE,
         "route": "/v1/score/{model}",
@@ -70,12 +63,11 @@ def test_a_request_is_one_line_that_says_what_it_was(
     assert ASKED not in "".join(JsonFormatter().format(record) for record in ours)
 
 
-def test_an_error_has_its_code_in_the_log(served: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_has_its_code_in_the_log(served: Server, access_lines: Any) -> None:
     """A model that is not served is no model of the log's: callers make up names."""
-    with caplog.at_level(logging.INFO):
-        httpx.post(f"{served.url}/v1/score/made/up", json=BODY)
-        httpx.get(f"{served.url}/nowhere")
-    unknown, nowhere = access_lines(caplog)
+    httpx.post(f"{served.url}/v1/score/made/up", json=BODY)
+    httpx.get(f"{served.url}/nowhere")
+    unknown, nowhere = access_lines.wait(2)
     assert (unknown["status"], unknown["code"]) == (404, "MODEL_NOT_FOUND")
     assert "model" not in unknown
     assert (nowhere["status"], nowhere["path"]) == (404, "/nowhere")
@@ -83,7 +75,10 @@ def test_an_error_has_its_code_in_the_log(served: Server, caplog: pytest.LogCapt
 
 
 def test_a_failure_nobody_foresaw_is_500_with_its_stack_in_the_log_only(
-    served: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    served: Server,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    access_lines: Any,
 ) -> None:
     """The caller gets the request's id, by which the log is searched."""
 
@@ -98,11 +93,9 @@ def test_a_failure_nobody_foresaw_is_500_with_its_stack_in_the_log_only(
     for word in (ASKED, "ZeroDivision", "Traceback", ".py"):
         assert word not in reply.text
     assert "ZeroDivisionError" in caplog.text
-    (line,) = access_lines(caplog)
+    (line,) = access_lines.wait(1)
     assert (line["status"], line["code"]) == (500, "INTERNAL_ERROR")
-    assert {record.levelno for record in caplog.records if record.name == ACCESS_LOGGER} == {
-        logging.WARNING
-    }
+    assert line["level"] == logging.WARNING
 
 
 @pytest.mark.parametrize("given", ["a", "trace-1.2:3/4@b=c+d_e", "x" * 128])
@@ -119,17 +112,16 @@ def test_one_that_could_upset_a_log_is_replaced(served: Server, given: str) -> N
     assert re.fullmatch("[0-9a-f]{32}", reply.headers["X-Request-Id"])
 
 
-def test_health_checks_are_written_on_debug_only(
-    served: Server, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_health_checks_are_written_on_debug_only(served: Server, access_lines: Any) -> None:
     """They come every few seconds, and say nothing."""
-    with caplog.at_level(logging.INFO):
-        httpx.get(f"{served.url}/healthz")
-        httpx.get(f"{served.url}/metrics")
-    assert access_lines(caplog) == []
-    with caplog.at_level(logging.DEBUG):
-        httpx.get(f"{served.url}/healthz")
-    assert [line["path"] for line in access_lines(caplog)] == ["/healthz"]
+    for path in ("/healthz", "/metrics", "/v1/models"):
+        httpx.get(f"{served.url}{path}")
+    levels = {line["path"]: line["level"] for line in access_lines.wait(3)}
+    assert levels == {
+        "/healthz": logging.DEBUG,
+        "/metrics": logging.DEBUG,
+        "/v1/models": logging.INFO,
+    }
 
 
 def seen(**given: Any) -> Observation:
@@ -240,30 +232,11 @@ def test_every_reply_has_its_id_whatever_its_format(served: Server) -> None:
     assert all(reply.headers["X-Request-Id"] for reply in (packed, *others))
 
 
-def test_a_caller_who_left_is_written_down_as_499(
-    serve: Callable[..., Server], tiny_bert: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_caller_who_left_is_written_down_as_499(served: Server, access_lines: Any) -> None:
     """They had no reply, so there is no other status."""
-    models = (ModelSettings(name="tiny", source=str(tiny_bert)),)
-    server = serve(models=models)
-    written = threading.Event()
-
-    class Watch(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if vars(record)["fields"]["path"] == "/v1/score/tiny":
-                written.set()
-
-    watch = Watch()
-    logging.getLogger(ACCESS_LOGGER).addHandler(watch)
-    try:
-        address = httpx.URL(server.url)
-        with caplog.at_level(logging.INFO):
-            with socket.create_connection((address.host, address.port)) as connection:
-                connection.sendall(
-                    b"POST /v1/score/tiny HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
-                )
-            assert written.wait(30)
-    finally:
-        logging.getLogger(ACCESS_LOGGER).removeHandler(watch)
-    (line,) = [line for line in access_lines(caplog) if line["path"] == "/v1/score/tiny"]
+    address = httpx.URL(served.url)
+    head = f"POST {SCORE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{"
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(head.encode())
+    (line,) = access_lines.wait(1)
     assert (line["status"], line["code"]) == (499, "CLIENT_CLOSED_REQUEST")

@@ -117,6 +117,7 @@ class Held(LocalClient):
         super().__init__(mode="exact", num_threads=1, **settings)
         self.may_run = threading.Event()
         self.may_run.set()
+        self.has_work = threading.Event()
 
     def hold(self, model: str) -> None:
         """Make the workers of a model that is loaded wait."""
@@ -126,6 +127,7 @@ class Held(LocalClient):
         run = scheduler._run
 
         def run_with_leave(*arguments: Any) -> None:
+            self.has_work.set()
             assert self.may_run.wait(PATIENCE_SECONDS)
             run(*arguments)
 
@@ -167,7 +169,7 @@ def test_who_hangs_up_is_not_computed_for(serve: Callable[..., Server], tiny_ber
     client.may_run.clear()
     first = post(server.url, 1)
     wait_for(lambda: server.app.state.service.door.num_requests == 1)
-    wait_for(lambda: loaded.scheduler.stats().num_queued_requests == 0)  # a worker has it
+    assert client.has_work.wait(PATIENCE_SECONDS)
     second = post(server.url, 100)
     wait_for(lambda: loaded.scheduler.stats().num_queued_requests == 1)
     second.close()
@@ -189,7 +191,7 @@ def test_too_much_work_is_told_to_come_back(serve: Callable[..., Server], tiny_b
     client.may_run.clear()
     waiting = [post(server.url, 1)]
     wait_for(lambda: server.app.state.service.door.num_requests == 1)
-    wait_for(lambda: loaded.scheduler.stats().num_queued_requests == 0)
+    assert client.has_work.wait(PATIENCE_SECONDS)
     waiting.append(post(server.url, 15))
     wait_for(lambda: loaded.scheduler.stats().num_queued_requests == 1)
     body = {

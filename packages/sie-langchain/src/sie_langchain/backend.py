@@ -18,10 +18,14 @@ from pydantic import (
     model_validator,
 )
 
+from sie_core.cascade import to_stages
 from sie_core.client_holder import ClientHolder
 from sie_core.errors import InvalidRequestError
+from sie_core.long_documents import Handling
 from sie_core.reranker import Fallback, Reranker
+from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
+from sie_core.telemetry import RerankStats
 from sie_core.types import Mode, RerankSpace
 
 _SECRETS = ("api_key", "token")
@@ -177,6 +181,43 @@ class SIEScoring(SIEBackend):
 
     lora: str | None = Field(default=None, frozen=True)
     """Adapter to score with: a folder, or a name on the hub or the server."""
+    long_documents: Handling | None = None
+    """What is done with documents that are longer than the model reads: `truncate` cuts their end
+    off, `max_passage` takes the best of overlapping passages, `error` refuses the call; None means
+    `truncate`."""
+    passage_overlap: int | None = Field(default=None, frozen=True)
+    """Tokens that neighbouring passages share; None means 64."""
+    max_passages: int | None = Field(default=None, frozen=True)
+    """Passages of one document at most; None means 32."""
+    max_latency_ms: float | None = None
+    """Return after this time with what is scored by then; the rest follows in retrieval order."""
+    score_cache: SkipValidation[Any] = Field(default=None, frozen=True)
+    """Bytes of scores to keep, or a `sie_core.ScoreCache` that several share; None keeps none."""
+    cascade: SkipValidation[Any] = Field(default=None, frozen=True)
+    """Cheaper models that score before, each with the part of the documents that go on: a list of
+    `sie_core.Stage`, or of pairs such as `("cross-encoder/ms-marco-TinyBERT-L2-v2", 0.3)`."""
+    stop_when_stable: int | None = Field(default=None, frozen=True)
+    """Stop after so many batches in a row that left the top as it was: a heuristic."""
+    on_rerank: SkipValidation[Any] = Field(default=None, frozen=True, exclude=True, repr=False)
+    """Told of each call that has ended, by a `sie_core.RerankEvent`; not part of a dump or pickle.
+    What it raises is logged once and fails no call."""
+
+    def stats(self) -> RerankStats:
+        """Count what this component's calls came to since it was made; see `Reranker.stats`."""
+        return self._reranker.stats()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave the hook out of a pickle as well: a function need not be one that can be."""
+        state = super().__getstate__()
+        return state | {"__dict__": state["__dict__"] | {"on_rerank": None}}
+
+    @field_serializer("score_cache")
+    def _dump_score_cache(self, score_cache: Any) -> Any:
+        return score_cache.to_dict() if isinstance(score_cache, ScoreCache) else score_cache
+
+    @field_serializer("cascade")
+    def _dump_cascade(self, cascade: Any) -> list[dict[str, Any]] | None:
+        return None if cascade is None else [stage.to_dict() for stage in to_stages(cascade)]
 
     @field_serializer("fallback")
     def _dump_fallback(self, fallback: Any) -> str | list[str] | None:
@@ -196,7 +237,13 @@ class SIEScoring(SIEBackend):
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
             lora=self.lora,
+            passage_overlap=self.passage_overlap,
+            max_passages=self.max_passages,
             calibration=self.calibration,
+            score_cache=self.score_cache,
+            cascade=self.cascade,
+            stop_when_stable=self.stop_when_stable,
+            on_rerank=self.on_rerank,
             **self._backend_settings,
         )
 

@@ -47,6 +47,7 @@ class SIECrossEncoder(SIEScoring, BaseCrossEncoder):
                 [text_pairs[position][1] for position in group],
                 instruction=self.instruction,
                 score_space=self.score_space,
+                long_documents=self.long_documents,
             )
             for entry in ranking:
                 if entry.score is not None:

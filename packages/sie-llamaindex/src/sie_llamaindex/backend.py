@@ -63,6 +63,8 @@ class SIEBackend(BaseComponent):
         """
         twin = self.model_copy()  # the base class deletes from the object what it cannot pickle
         twin.__dict__.update(dict.fromkeys(_SECRETS))
+        if "on_rerank" in twin.__dict__:  # a function need not be one that can be pickled
+            twin.__dict__["on_rerank"] = None
         state = super(SIEBackend, twin).__getstate__()
         lost = [name for name in self._unlosable if name not in state["__dict__"]]
         if lost:

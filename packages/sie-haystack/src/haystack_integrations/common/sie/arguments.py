@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from haystack import Document
 from haystack.utils import ComponentDevice, Secret
 
 from sie_core.errors import InvalidRequestError
@@ -98,10 +97,3 @@ def has_client(fallback: object) -> bool:
     if fallback is None or isinstance(fallback, str):
         return False
     return not isinstance(fallback, Sequence) or not all(isinstance(it, str) for it in fallback)
-
-
-def joined_text(document: Document, meta_fields: Sequence[str], separator: str) -> str:
-    """Put the values of metadata fields, as far as there are any, before a document's content."""
-    values = [document.meta.get(field) for field in meta_fields]
-    parts = [str(value) for value in values if value is not None]
-    return separator.join([*parts, document.content or ""])

@@ -25,12 +25,13 @@ from haystack_integrations.common.sie.arguments import (
 )
 from sie_core.client_holder import ClientHolder
 from sie_core.errors import InvalidRequestError
+from sie_core.score_cache import ScoreCache
 from sie_core.types import Mode
 
 API_KEY = Secret.from_env_var("SIE_API_KEY", strict=False)
 HUB_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
 
-_NOT_SERIALISED = {"client", "async_client", "timeout_s"}
+_NOT_SERIALISED = {"client", "async_client", "timeout_s", "on_rerank"}
 """Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
 
 
@@ -157,7 +158,9 @@ class SIEComponent:
             )
             raise InvalidRequestError(msg)
         names = set(inspect.signature(self._constructor).parameters) - {"self"} - _NOT_SERIALISED
-        return default_to_dict(self, **{name: getattr(self, name) for name in sorted(names)})
+        return default_to_dict(
+            self, **{name: _plain(getattr(self, name)) for name in sorted(names)}
+        )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -170,6 +173,8 @@ class SIEComponent:
         for name in ("api_key", "token"):
             if not isinstance(getattr(self, name), EnvVarSecret):
                 left_out[name] = None
+        if "on_rerank" in self.__dict__:  # a function need not be one that can be pickled
+            left_out["on_rerank"] = None
         return self.__dict__ | left_out
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -186,3 +191,8 @@ class SIEComponent:
         twin = memo[id(self)] = object.__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
+
+
+def _plain(value: Any) -> Any:
+    """Return the settings of a score cache, whose scores stay in this process."""
+    return value.to_dict() if isinstance(value, ScoreCache) else value

@@ -11,8 +11,8 @@ from haystack import Document, component
 from haystack.utils import ComponentDevice, Secret
 from tqdm import tqdm  # type: ignore[import-untyped]  # ships no types
 
-from haystack_integrations.common.sie.arguments import joined_text
 from haystack_integrations.common.sie.component import API_KEY, HUB_TOKEN, SIEComponent
+from sie_core.document_text import DocumentText
 from sie_core.embedder import Embedder, Progress
 from sie_core.settings import DEFAULT_EMBEDDING_MODEL
 from sie_core.types import AsyncEncodingClient, EncodingClient, Mode
@@ -162,7 +162,12 @@ class SIEDocumentEmbedder(SIEComponent):
             )
             raise TypeError(msg)
         fields, separator = self.meta_fields_to_embed, self.embedding_separator
-        texts = [joined_text(document, fields, separator) for document in documents]
+        joined = DocumentText(meta_fields=fields, meta_separator=separator)
+        found = joined.texts_of((document.content, document.meta) for document in documents)
+        texts = [
+            document.content or "" if text is None else text
+            for document, text in zip(documents, found, strict=True)
+        ]
         return [f"{self.prefix}{text}{self.suffix}" for text in texts]
 
     def _progress(self, num_texts: int) -> tqdm[Any]:

@@ -10,25 +10,31 @@ from typing import TYPE_CHECKING, Any, cast
 from haystack import Document, component
 from haystack.utils import ComponentDevice, Secret
 
-from haystack_integrations.common.sie.arguments import joined_text
 from haystack_integrations.common.sie.component import API_KEY, HUB_TOKEN, SIEComponent
+from sie_core.cascade import Stage, to_stages
+from sie_core.document_text import DocumentText
+from sie_core.errors import InvalidRequestError
 from sie_core.fusion import check_retrieval_weight
+from sie_core.long_documents import Handling
 from sie_core.ranking import (
-    MARK_KEYS,
+    BEST_PASSAGE_KEY,
     MODEL_SCORE_KEY,
+    STAGE_SCORES_KEY,
+    STALE_KEYS,
     check_score_space,
     check_score_threshold,
     check_top_k,
 )
+from sie_core.rerank_plan import CallOverrides
+from sie_core.rerank_watch import OnRerank
 from sie_core.reranker import Fallback, Reranker
+from sie_core.score_cache import ScoreCache
 from sie_core.settings import DEFAULT_MODEL
+from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoreSpace, ScoringClient
 
 if TYPE_CHECKING:
     from sie_core.ranking import RankedEntry, Ranking
-
-_STALE_KEYS = MARK_KEYS | {MODEL_SCORE_KEY}
-"""What an earlier stage may have written, and speaks of that stage only."""
 
 _SCORE_SPACES: dict[bool | None, ScoreSpace | None] = {
     True: "probability",
@@ -43,9 +49,9 @@ class SIERanker(SIEComponent):
 
     Documents come back as copies with the ranker's score; documents without text come last with
     the score None. Nothing is loaded before `warm_up` or the first run. Where a `fallback` gave
-    another order than the model's, every document says so in its meta: `rerank_status`,
-    `rerank_served_by` and `rerank_reason`. A copy of the component keeps its secrets; a pickle
-    keeps the names of environment variables, which are read again, and no values.
+    another order than the model's, or not all documents were scored, every document says so in its
+    meta: `rerank_status`, `rerank_served_by` and `rerank_reason`. A copy of the component keeps its
+    secrets; a pickle keeps the names of environment variables, which are read again, and no values.
 
     Args:
         base_url: Address of an SIE server; None means `SIE_BASE_URL`, else in this process.
@@ -69,7 +75,10 @@ class SIERanker(SIEComponent):
         query_suffix: Put after the query.
         document_prefix: Put before each document's text.
         document_suffix: Put after each document's text.
-        meta_fields_to_embed: Metadata fields whose values are scored with the content.
+        meta_fields_to_embed: Metadata fields whose values are scored with the content; what a
+            document does not have is left out. A document with such a value and no content is
+            scored too.
+        meta_template: How each of them is written, such as `"{name}: {value}"`.
         embedding_separator: Stands between those values and the content.
         scale_score: True: probabilities; False: raw logits; None: what the model's config says.
         score_space: `raw`, `probability`, or `calibrated` by what `sie calibrate` fitted, where
@@ -90,11 +99,27 @@ class SIERanker(SIEComponent):
             this process may use.
         max_length: Tokens per pair; None means the model's own maximum.
         lora: Adapter to score with: a folder, or a name on the hub or the server.
+        long_documents: What is done with documents that are longer than the model reads: `truncate`
+            cuts their end off; `max_passage` takes the best of overlapping passages, and
+            `meta["best_passage"]` says where it is, `[start, end]` in the characters of the
+            content; `error` refuses the call. None means `truncate`.
+        passage_overlap: Tokens that neighbouring passages share; None means 64.
+        max_passages: Passages of one document at most; None means 32.
+        max_latency_ms: Return after this time with what is scored by then; the rest follows in
+            retrieval order.
+        score_cache: Bytes of scores to keep, or a `sie_core.ScoreCache` that several share; what is
+            serialised are its settings.
+        cascade: Cheaper models that score before, each with the part of the documents that go on: a
+            list of `sie_core.Stage`, or of pairs such as `("…/ms-marco-TinyBERT-L2-v2", 0.3)`.
+        stop_when_stable: Stop after so many batches in a row that left the top as it was: a
+            heuristic.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
             close, and cannot be serialised.
         async_client: The same for `run_async`; without one, a given `client` runs in a thread.
+        on_rerank: Told of each run that has ended, by a `sie_core.RerankEvent`; it is not
+            serialised. What it raises is logged once and fails no run.
 
     Raises:
         InvalidRequestError: (a ValueError) An argument is wrong, or two contradict each other.
@@ -122,6 +147,7 @@ class SIERanker(SIEComponent):
         document_suffix: str = "",
         meta_fields_to_embed: Sequence[str] | None = None,
         embedding_separator: str = "\n",
+        meta_template: str = "{value}",
         scale_score: bool | None = None,
         score_space: RerankSpace | None = None,
         calibration: str | Path | None = None,
@@ -136,10 +162,18 @@ class SIERanker(SIEComponent):
         num_threads: int | None = None,
         max_length: int | None = None,
         lora: str | None = None,
+        long_documents: Handling | None = None,
+        passage_overlap: int | None = None,
+        max_passages: int | None = None,
+        max_latency_ms: float | None = None,
+        score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
+        cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
+        stop_when_stable: int | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         client: ScoringClient | None = None,
         async_client: AsyncScoringClient | None = None,
+        on_rerank: OnRerank | None = None,
     ) -> None:
         check_top_k(top_k)
         check_score_threshold(score_threshold)
@@ -177,16 +211,30 @@ class SIERanker(SIEComponent):
         self.document_suffix = document_suffix
         self.meta_fields_to_embed = list(meta_fields_to_embed or [])
         self.embedding_separator = embedding_separator
+        self.meta_template = meta_template
         self.scale_score = scale_score
         self.score_space = score_space
         self.calibration = None if calibration is None else str(calibration)
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
+        self.long_documents = long_documents
+        self.passage_overlap = passage_overlap
+        self.max_passages = max_passages
+        self.max_latency_ms = max_latency_ms
+        self.score_cache = score_cache
+        self.cascade = None if cascade is None else [it.to_dict() for it in to_stages(cascade)]
+        self.stop_when_stable = stop_when_stable
+        self.on_rerank = on_rerank
         self.score_threshold = score_threshold
         self.instruction = instruction
+        self._document_text  # noqa: B018  it checks the arguments
         self._holder = self._make_holder()
 
     _constructor = __init__
+
+    def stats(self) -> RerankStats:
+        """Count what this component's runs came to since it was made; see `Reranker.stats`."""
+        return self._reranker.stats()
 
     @component.output_types(documents=list[Document])
     def run(
@@ -196,6 +244,9 @@ class SIERanker(SIEComponent):
         top_k: int | None = None,
         scale_score: bool | None = None,
         score_threshold: float | None = None,
+        *,
+        instruction: str | None = None,
+        max_latency_ms: float | None = None,
     ) -> dict[str, list[Document]]:
         """Rerank `documents`, which stay as they are.
 
@@ -204,9 +255,11 @@ class SIERanker(SIEComponent):
         Args:
             query: What is looked for.
             documents: Documents in retrieval order.
-            top_k: Instead of the constructor's, as are the two below; None means that one.
+            top_k: Instead of the constructor's, as are the four below; None means that one.
             scale_score: See the class.
             score_threshold: See the class.
+            instruction: See the class.
+            max_latency_ms: See the class.
 
         Returns:
             `{"documents": [...]}`, best first.
@@ -219,9 +272,9 @@ class SIERanker(SIEComponent):
             self._query_text(query),
             self._texts(candidates),
             retrieval_scores=[document.score for document in candidates],
-            **self._call_settings(top_k, scale_score, score_threshold),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
         )
-        return {"documents": _to_documents(candidates, ranking)}
+        return {"documents": self._to_documents(candidates, ranking)}
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -231,6 +284,9 @@ class SIERanker(SIEComponent):
         top_k: int | None = None,
         scale_score: bool | None = None,
         score_threshold: float | None = None,
+        *,
+        instruction: str | None = None,
+        max_latency_ms: float | None = None,
     ) -> dict[str, list[Document]]:
         """Do what `run` does, without blocking the event loop."""
         candidates = _without_duplicates(documents)
@@ -238,13 +294,74 @@ class SIERanker(SIEComponent):
             self._query_text(query),
             self._texts(candidates),
             retrieval_scores=[document.score for document in candidates],
-            **self._call_settings(top_k, scale_score, score_threshold),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
         )
-        return {"documents": _to_documents(candidates, ranking)}
+        return {"documents": self._to_documents(candidates, ranking)}
+
+    def run_batch(
+        self,
+        queries: list[str],
+        documents: list[list[Document]],
+        *,
+        top_k: int | None = None,
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+        instruction: str | None = None,
+        max_latency_ms: float | None = None,
+    ) -> dict[str, list[list[Document]]]:
+        """Rerank the documents of several queries at once, so that they share batches.
+
+        Args:
+            queries: What is looked for.
+            documents: A list of documents for each query.
+            top_k: As for `run`, as are the three below.
+            scale_score: See `run`.
+            score_threshold: See `run`.
+            instruction: See `run`.
+            max_latency_ms: Of all queries together.
+
+        Returns:
+            `{"documents": [[...], ...]}`: a list for each query, best first.
+
+        Raises:
+            SIEError: As for `run`; one query that fails fails the batch.
+        """
+        candidates = _candidates(queries, documents)
+        rankings = self._reranker.rank_many(
+            self._pairs(queries, candidates),
+            retrieval_scores=_retrieval_scores(candidates),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
+        )
+        return {"documents": list(map(self._to_documents, candidates, rankings))}
+
+    async def run_batch_async(
+        self,
+        queries: list[str],
+        documents: list[list[Document]],
+        *,
+        top_k: int | None = None,
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+        instruction: str | None = None,
+        max_latency_ms: float | None = None,
+    ) -> dict[str, list[list[Document]]]:
+        """Do what `run_batch` does, without blocking the event loop."""
+        candidates = _candidates(queries, documents)
+        rankings = await self._reranker.arank_many(
+            self._pairs(queries, candidates),
+            retrieval_scores=_retrieval_scores(candidates),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
+        )
+        return {"documents": list(map(self._to_documents, candidates, rankings))}
 
     def _call_settings(
-        self, top_k: int | None, scale_score: bool | None, score_threshold: float | None
-    ) -> dict[str, Any]:
+        self,
+        top_k: int | None,
+        scale_score: bool | None,
+        score_threshold: float | None,
+        instruction: str | None,
+        max_latency_ms: float | None,
+    ) -> CallOverrides:
         scale = self.scale_score if scale_score is None else scale_score
         return {
             "top_k": self.top_k if top_k is None else top_k,
@@ -252,23 +369,53 @@ class SIERanker(SIEComponent):
                 self.score_threshold if score_threshold is None else score_threshold
             ),
             "score_space": self.score_space if scale is None else _SCORE_SPACES[scale],
+            "instruction": instruction,
+            "max_latency_ms": max_latency_ms,
         }
 
+    def _pairs(
+        self, queries: list[str], candidates: list[list[Document]]
+    ) -> list[tuple[str, list[str | None]]]:
+        return [
+            (self._query_text(query), self._texts(documents))
+            for query, documents in zip(queries, candidates, strict=True)
+        ]
+
+    @property
+    def _document_text(self) -> DocumentText:
+        return DocumentText(
+            meta_fields=self.meta_fields_to_embed,
+            meta_template=self.meta_template,
+            meta_separator=self.embedding_separator,
+            query_prefix=self.query_prefix,
+            query_suffix=self.query_suffix,
+            document_prefix=self.document_prefix,
+            document_suffix=self.document_suffix,
+        )
+
     def _query_text(self, query: str) -> str:
-        """Add prefix and suffix, but not to a blank query, which is an error and must stay one."""
-        if not isinstance(query, str) or not query.strip():
-            return query
-        return f"{self.query_prefix}{query}{self.query_suffix}"
+        return self._document_text.of_query(query)
 
     def _texts(self, documents: list[Document]) -> list[str | None]:
-        return [self._text(document) for document in documents]
+        return self._document_text.texts_of((it.content, it.meta) for it in documents)
 
-    def _text(self, document: Document) -> str | None:
-        """Put metadata and content together. Where both are blank, prefixes make no text of it."""
-        text = joined_text(document, self.meta_fields_to_embed, self.embedding_separator)
-        if not text.strip():
-            return None
-        return f"{self.document_prefix}{text}{self.document_suffix}"
+    def _to_documents(self, documents: list[Document], ranking: Ranking) -> list[Document]:
+        return [self._with_score(documents[entry.index], entry, ranking.marks) for entry in ranking]
+
+    def _with_score(
+        self, document: Document, entry: RankedEntry, marks: dict[str, str]
+    ) -> Document:
+        """Copy a document with its score; what an earlier stage said of its own order goes."""
+        kept = {key: value for key, value in document.meta.items() if key not in STALE_KEYS}
+        if entry.model_score is not None:
+            kept[MODEL_SCORE_KEY] = entry.model_score
+        if entry.stage_scores:
+            kept[STAGE_SCORES_KEY] = list(entry.stage_scores)
+        if entry.span is not None:
+            ranked = self._document_text.of_document(document.content, document.meta)
+            if ranked and (place := ranked.in_content(entry.span)):
+                kept[BEST_PASSAGE_KEY] = list(place)
+        return replace(document, score=entry.score, meta=kept | marks)
 
     @property
     def _reranker(self) -> Reranker:
@@ -283,6 +430,14 @@ class SIERanker(SIEComponent):
             calibration=self.calibration,
             fuse_retrieval_score=self.fuse_retrieval_score,
             lora=self.lora,
+            long_documents=self.long_documents,
+            passage_overlap=self.passage_overlap,
+            max_passages=self.max_passages,
+            max_latency_ms=self.max_latency_ms,
+            score_cache=self.score_cache,
+            cascade=self.cascade,
+            stop_when_stable=self.stop_when_stable,
+            on_rerank=self.on_rerank,
             **self._backend_settings,
         )
 
@@ -297,13 +452,17 @@ def _without_duplicates(documents: list[Document]) -> list[Document]:
     return list(best.values())
 
 
-def _to_documents(documents: list[Document], ranking: Ranking) -> list[Document]:
-    return [_with_score(documents[entry.index], entry, ranking.marks) for entry in ranking]
+def _candidates(queries: list[str], documents: list[list[Document]]) -> list[list[Document]]:
+    """Return each query's documents without duplicates.
+
+    Raises:
+        InvalidRequestError: There are not as many lists as queries.
+    """
+    if len(queries) != len(documents):
+        msg = f"documents must be a list for each of {len(queries)} queries, got {len(documents)}"
+        raise InvalidRequestError(msg)
+    return [_without_duplicates(of_one) for of_one in documents]
 
 
-def _with_score(document: Document, entry: RankedEntry, marks: dict[str, str]) -> Document:
-    """Copy a document with its score; what an earlier stage said of its own order goes."""
-    kept = {key: value for key, value in document.meta.items() if key not in _STALE_KEYS}
-    if entry.model_score is not None:
-        kept[MODEL_SCORE_KEY] = entry.model_score
-    return replace(document, score=entry.score, meta=kept | marks)
+def _retrieval_scores(candidates: list[list[Document]]) -> list[list[float | None]]:
+    return [[document.score for document in of_one] for of_one in candidates]

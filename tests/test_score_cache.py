@@ -1,0 +1,199 @@
+"""`ScoreCache`: what it keeps, how much of it, where, and whose scores are never mixed up."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import shutil
+import signal
+import threading
+import tracemalloc
+from pathlib import Path
+
+import diskcache
+import pytest
+
+from sie_core import LocalClient, Reranker
+from sie_core.errors import InvalidRequestError
+from sie_core.score_cache import CachedScore, ScoreCache, score_keys
+from sie_core.types import Item
+
+DOCUMENTS = ["museum of berlin", "paris", "a river", "language of the tower"]
+
+
+def _score(number: float) -> CachedScore:
+    return CachedScore(number, "raw", {})
+
+
+def test_a_hundred_thousand_scores_stay_within_the_bytes_allowed() -> None:
+    """What Python really takes for them is measured; the least recently used have left."""
+    keys = score_keys("here", "m", Item(text="q"), map(str, range(100_000)), {})
+    max_bytes = 16 * 2**20
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        cache = ScoreCache(max_bytes)
+        for start in range(0, len(keys), 1000):
+            part = keys[start : start + 1000]
+            cache.put_many({key: _score(i * 1.1) for i, key in enumerate(part)})
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    stats = cache.stats()
+    assert now - before < max_bytes
+    assert peak - before < max_bytes
+    assert stats.num_bytes <= stats.max_bytes
+    assert 35_000 < stats.num_entries < 100_000
+    assert cache.get_many([keys[0], keys[-1]]) == [None, _score(999 * 1.1)]
+
+
+def test_what_does_not_fit_is_not_kept() -> None:
+    """A bound below a single score keeps none, and raises nothing."""
+    cache = ScoreCache(100)
+    cache.put_many({b"key": _score(1.0)})
+    assert cache.get_many([b"key"]) == [None]
+
+
+def test_what_else_a_reply_says_of_an_item_is_kept() -> None:
+    """Such as the passage that its score is of."""
+    entry = {"item_id": "3", "score": 0.1 + 0.2, "rank": 7, "passage": {"start": 3, "end": 9}}
+    kept = CachedScore.read(CachedScore.of(entry, "probability").written())
+    assert kept == CachedScore(0.1 + 0.2, "probability", {"passage": {"start": 3, "end": 9}})
+
+
+def test_everything_that_decides_a_score_is_in_its_key() -> None:
+    """Any other source, model, query, text, instruction or option is another key."""
+    query = Item(text="q")
+    keys = [
+        score_keys("here", "m", query, ["text"], {}),
+        score_keys("there", "m", query, ["text"], {}),
+        score_keys("here", "n", query, ["text"], {}),
+        score_keys("here", "m", Item(text="r"), ["text"], {}),
+        score_keys("here", "m", query, ["texts"], {}),
+        score_keys("here", "m", query, ["text"], {"instruction": "find"}),
+        score_keys("here", "m", query, ["text"], {"options": {"max_length": 64}}),
+        score_keys("here", "m", query, ["text"], {"options": {"lora": "a"}}),
+    ]
+    assert len({key for [key] in keys}) == len(keys)
+    without_effect = score_keys("here", "m", query, ["text"], {"options": {"batch_size": 4}})
+    assert without_effect == keys[0]
+
+
+def test_scores_outlive_the_process_on_disk(tmp_path: Path) -> None:
+    """Another cache of the same folder has them, and counts them as hits."""
+    first = ScoreCache(10**6, folder=tmp_path)
+    first.put_many({b"a": _score(1 / 3)})
+    first.close()
+    second = ScoreCache(10**6, folder=tmp_path)
+    assert second.get_many([b"a", b"b"]) == [_score(1 / 3), None]
+    stats = second.stats()
+    assert (stats.num_hits, stats.num_misses, stats.num_disk_entries) == (1, 1, 1)
+    assert stats.hit_rate == 0.5
+    second.clear()
+    assert second.get_many([b"a"]) == [None]
+    second.close()
+
+
+def test_a_pickle_in_the_folder_is_not_read(tmp_path: Path) -> None:
+    """Whoever can write there can change scores, but runs no code here."""
+    with diskcache.Cache(str(tmp_path)) as planted:
+        planted.set(b"a", {"any": "object"})
+    cache = ScoreCache(10**6, folder=tmp_path)
+    assert cache.get_many([b"a"]) == [None]
+    cache.close()
+
+
+def test_copies_share_the_scores_and_pickles_carry_none() -> None:
+    """A deep copy of a component goes on with the same cache; another process gets an empty one."""
+    cache = ScoreCache(10**6)
+    cache.put_many({b"a": _score(1.0)})
+    reranker = Reranker("m", score_cache=cache)
+    assert copy.deepcopy(reranker).score_cache is cache
+    unpickled = pickle.loads(pickle.dumps(reranker)).score_cache
+    assert (unpickled.max_bytes, unpickled.stats().num_entries) == (10**6, 0)
+
+
+def test_a_forked_child_begins_anew() -> None:
+    """Even where a thread of its parent held the lock at that moment."""
+    cache = ScoreCache(10**6)
+    cache.put_many({b"a": _score(1.0)})
+    cache._lock.acquire()
+    child = os.fork()
+    if child == 0:  # a wrong answer, or none, must not run the other tests twice
+        signal.alarm(20)
+        os._exit(0 if cache.get_many([b"a"]) == [None] else 1)
+    cache._lock.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert cache.get_many([b"a"]) == [_score(1.0)]
+
+
+def test_threads_share_a_cache() -> None:
+    """Eight threads write and read at once: no error, no lost count, the bound holds."""
+    cache = ScoreCache(420 * 500)
+    errors: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for i in range(300):
+                keys = [b"%d" % ((seed * 31 + i * 7 + j) % 900) for j in range(10)]
+                cache.put_many({key: _score(float(key)) for key in keys})
+                for key, found in zip(keys, cache.get_many(keys), strict=True):
+                    assert found is None or found.score == float(key)
+        except BaseException as exc:  # noqa: BLE001
+            errors.append(exc)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stats = cache.stats()
+    assert errors == []
+    assert stats.num_hits + stats.num_misses == 8 * 300 * 10
+    assert stats.num_entries <= 500
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "64MB"])
+def test_a_wrong_size_is_refused(wrong: object) -> None:
+    """The error names the value."""
+    with pytest.raises(InvalidRequestError, match="integer of 1 or more, but got"):
+        Reranker(score_cache=wrong)  # type: ignore[arg-type]
+
+
+def test_a_repeated_call_gives_the_same_ranking_without_computing(tiny_bert: Path) -> None:
+    """Bit for bit; rerankers of the same weights share, and those of other settings do not."""
+    cache = ScoreCache(10**6)
+    one = Reranker(str(tiny_bert), score_cache=cache)
+    first, second = (one.rerank("berlin", DOCUMENTS) for _ in range(2))
+    assert second.entries == first.entries
+    assert (first.num_cached, second.num_cached) == (0, 4)
+    assert second.usage.get("input_tokens", 0) == 0
+    assert second.score_space == first.score_space
+    other = Reranker(str(tiny_bert), score_cache=cache)
+    assert other.rerank("berlin", DOCUMENTS).num_cached == 4
+    exact = Reranker(str(tiny_bert), score_cache=cache, max_length=5)
+    assert exact.rerank("berlin", DOCUMENTS).num_cached == 0
+    assert one.rerank("berlin", DOCUMENTS, score_space="probability").num_cached == 0
+
+
+@pytest.mark.usefixtures("released")
+def test_swapped_weights_give_no_stale_scores(tiny_bert: Path, tmp_path: Path) -> None:
+    """After a swap, and after files were exchanged and loaded anew, scores are the new ones."""
+    from safetensors.torch import load_file, save_file
+
+    here, new = tmp_path / "here", tmp_path / "new"
+    shutil.copytree(tiny_bert, here)
+    shutil.copytree(tiny_bert, new)
+    tensors = load_file(new / "model.safetensors")
+    save_file({name: 1.5 * it for name, it in tensors.items()}, new / "model.safetensors")
+    plain = Reranker(str(new)).rerank("berlin", DOCUMENTS)
+    with LocalClient() as client:
+        reranker = Reranker(str(here), client=client, score_cache=10**6)
+        old = reranker.rerank("berlin", DOCUMENTS)
+        assert reranker.rerank("berlin", DOCUMENTS).num_cached == 4
+        client.swap(str(here), str(new))
+        swapped = reranker.rerank("berlin", DOCUMENTS)
+        assert swapped.num_cached == 0
+        assert swapped.entries == plain.entries != old.entries
+        assert reranker.rerank("berlin", DOCUMENTS).num_cached == 4

@@ -71,7 +71,7 @@ def serve_ours(model: str, *arguments: str) -> Iterator[Served]:
     port = free_port()
     command = [sys.executable, "-m", "sie_core.cli", "serve", "--port", str(port), model]
     url = f"http://127.0.0.1:{port}"
-    with _run([*command, *arguments], os.environ, url) as process:
+    with _run([*command, *arguments], os.environ) as process:
         _wait_for(process, lambda: httpx.get(f"{url}/readyz").is_success)
         yield Served(process, url)
 
@@ -98,10 +98,8 @@ def serve_real(
         settings = {**os.environ, "HF_HUB_OFFLINE": "1"}
         settings.pop("PYTHONPATH", None)
         body = {"query": {"text": "a"}, "items": [{"text": "b"}]}
-        with _run(command, settings, url) as process:
-            _wait_for(
-                process, lambda: httpx.post(f"{url}/v1/score/{model}", json=body).is_success
-            )
+        with _run(command, settings) as process:
+            _wait_for(process, lambda: httpx.post(f"{url}/v1/score/{model}", json=body).is_success)
             yield Served(process, url)
 
 
@@ -114,10 +112,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _run(
-    command: Sequence[str], settings: Mapping[str, str], url: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    del url
+def _run(command: Sequence[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=settings, start_new_session=True

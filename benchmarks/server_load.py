@@ -1,9 +1,9 @@
 """Our server under load against the engine itself: `python benchmarks/server_load.py`.
 
 As many callers ask the server, a process of its own, and the engine of this process, directly, in
-turn, never both: 64 callers of 20 documents, each reply checked against the scores that each document
-gets alone. The memory of the server is read between the rounds. The callers share the cores with the
-server; whatever they cost is on its side of the scales.
+turn, never both: 64 callers of 20 documents. Each reply is checked against the scores that each
+document gets alone. The memory of the server is read between the rounds. The callers share the
+cores with the server; whatever they cost is on its side of the scales.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ TOLERANCE = {"exact": 1e-4, "fast": 0.05}
 class Expected:
     """What each call's documents score alone, and how far replies were from it."""
 
-    def __init__(self, client: LocalClient, model: str, workloads: list[Workload]) -> None:
+    def __init__(self, client: LocalClient, workloads: list[Workload]) -> None:
         self._scores = [
             [
-                client.score(model, Item(text=it.query), [Item(text=document)])["scores"][0]["score"]
+                client.score(MODEL, Item(text=it.query), [Item(text=document)])["scores"][0][
+                    "score"
+                ]
                 for document in it.documents
             ]
             for it in workloads
@@ -78,12 +80,7 @@ def ask_server(
 
 
 def ask_engine(
-    client: LocalClient,
-    model: str,
-    workloads: list[Workload],
-    expected: Expected,
-    callers: int,
-    seconds: float,
+    client: LocalClient, workloads: list[Workload], expected: Expected, callers: int, seconds: float
 ) -> Round:
     """Let as many threads call the engine."""
     seen = Round()
@@ -95,7 +92,7 @@ def ask_engine(
             chosen = workloads[number % len(workloads)]
             began = time.perf_counter()
             items = [Item(id=f"d{i}", text=text) for i, text in enumerate(chosen.documents)]
-            result = client.score(model, Item(text=chosen.query), items)
+            result = client.score(MODEL, Item(text=chosen.query), items)
             seen.milliseconds.append(1e3 * (time.perf_counter() - began))
             expected.check(number % len(workloads), [dict(entry) for entry in result["scores"]])
             number += callers
@@ -117,7 +114,9 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a round, for each of the two")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of a round, for each of the two"
+    )
     arguments = parser.parse_args()
     if not Path("/proc/self/statm").exists():
         sys.exit("resident memory is read from /proc, which this system does not have")
@@ -131,7 +130,8 @@ def main() -> None:
     ]
     report = Report("server_load", mode=arguments.mode, callers=arguments.callers)
     client = LocalClient(mode=arguments.mode)
-    expected = Expected(client, str(folder), workloads)
+    client.swap(MODEL, str(folder))  # by the name that it has on the server
+    expected = Expected(client, workloads)
     rows: list[dict[str, Any]] = []
     terms = (workloads, expected, arguments.callers)
     with serve_ours(f"{MODEL}={folder}", "--mode", arguments.mode) as served:
@@ -142,7 +142,7 @@ def main() -> None:
                 if side == "server":
                     sides[side] = ask_server(served, *terms, seconds)
                 else:
-                    sides[side] = ask_engine(client, str(folder), *terms, seconds)
+                    sides[side] = ask_engine(client, *terms, seconds)
             if not number:  # the first round warms up
                 continue
             ours, engine = sides["server"], sides["engine"]

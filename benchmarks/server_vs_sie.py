@@ -1,8 +1,8 @@
 """Ours against the real sie-server on the same cores: `python benchmarks/server_vs_sie.py`.
 
-Both run at once, each in a process of its own, and are asked in turn, never both: the same requests,
-from the same callers, of the same weights. The callers' process shares the cores; the part of the
-time that it computes is shown. sie-server must be installed (`make test-real-server`).
+Both run at once, each in a process of its own, and are asked in turn, never both: the same
+requests, from the same callers, of the same weights. The callers' process shares the cores; the
+part of the time that it computes is shown. sie-server must be installed (`make test-real-server`).
 """
 
 from __future__ import annotations
@@ -86,9 +86,7 @@ def measure(
                 num_words=arguments.words,
             )
             before = server.cpu_seconds
-            seen = run_callers(
-                server.url, requests, num_callers=callers, seconds=arguments.seconds
-            )
+            seen = run_callers(server.url, requests, num_callers=callers, seconds=arguments.seconds)
             if number:  # the first round warms up
                 rounds[name].append(seen)
                 cpu[name] += server.cpu_seconds - before
@@ -134,9 +132,7 @@ def main() -> None:
     environment = Path(os.environ.get("SIE_TEST_REAL_SERVER", ROOT / ".build" / "real-server"))
     if not (environment / "installed").exists():
         sys.exit(f"sie-server is not in {environment}: run make test-real-server")
-    weights = (
-        environment / "weights" if arguments.model == "tiny" else checkpoint(arguments.model)
-    )
+    weights = environment / "weights" if arguments.model == "tiny" else checkpoint(arguments.model)
     report = Report("server_vs_sie", **{k: str(v) for k, v in vars(arguments).items()})
     with (
         serve_ours(f"{MODEL}={weights}", "--mode", arguments.mode) as ours,

@@ -142,7 +142,7 @@ class ScoringSpan:
 
     def _ranked(self, result: ScoreResult) -> list[tuple[int, float | None]]:
         """Return the places of the items and their scores, best first."""
-        if self._span.context is None:
+        if not self._span.is_recording:
             return []
         ids = [item.get("id") or f"item-{i}" for i, item in enumerate(self._items)]
         places = {item_id: place for place, item_id in reversed(list(enumerate(ids)))}

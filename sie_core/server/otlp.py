@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from sie_core.errors import InvalidRequestError, MissingDependencyError
@@ -13,6 +15,9 @@ from sie_core.telemetry import use_providers
 from sie_core.telemetry.instruments import find_instruments
 
 _logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS: Final = 5.0
+"""How long the end of the server waits for the collector; the SDK alone would try for 20 s."""
 
 _SERVICE_NAME: Final = "sie-server"
 _ENDPOINTS: Final = (
@@ -77,9 +82,24 @@ def exporting(endpoint: str | None = None) -> Iterator[bool]:
         yield True
     finally:
         use_providers()
-        for provider in (tracer_provider, meter_provider):
-            if provider is not None:
-                provider.shutdown()
+        _end([it.shutdown for it in (tracer_provider, meter_provider) if it is not None])
+
+
+def _end(shutdowns: Sequence[Callable[[], object]]) -> None:
+    """Send what is left; a collector that does not answer must not keep the process alive."""
+    threads = [
+        threading.Thread(target=shutdown, name="sie-export-end", daemon=True)
+        for shutdown in shutdowns
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        _logger.warning(
+            "the collector did not take what was left within %g s; it is lost", PATIENCE_SECONDS
+        )
 
 
 def _check(endpoint: str | None) -> None:

@@ -65,6 +65,7 @@ class TraceRequests:
             with within(span.context):
                 await self._app(scope, receive, note_and_send)
         except Exception as exc:
+            status = status or HTTPStatus.INTERNAL_SERVER_ERROR
             span.fail(type(exc).__name__)
             raise
         finally:

@@ -13,6 +13,7 @@
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
 #   make test-reference  scores and vectors against the model authors' own packages, which it installs
 #   make bench         measurements, in under ten minutes
+#   make soak          30 minutes of calls of every kind: memory, threads and files must not grow
 #   make peers         the libraries that `make bench` then compares with
 #   make clean         remove what the above made
 #
@@ -32,7 +33,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # $(call step,what it does,command): say it, do it, say how long it took.
 step = @begin=$$SECONDS; echo "==> $(1)"; $(2) || exit 1; echo "    $$((SECONDS - begin)) s"
 
-.PHONY: setup fetch demo test test-checkout test-slow test-browser test-schema test-clients test-real-server test-reference check format bench peers clean
+.PHONY: setup fetch demo test test-checkout test-slow test-browser test-schema test-clients test-real-server test-reference check format bench soak peers clean
 
 setup: $(INSTALLED)
 
@@ -120,6 +121,9 @@ bench: fetch
 	@if [ -e $(PEERS)/.installed ]; then \
 	  $(BIN)/python benchmarks/vs_peers.py --quick --shapes mixed --json $(BENCH)/vs_peers.json; \
 	else echo "To compare with other libraries, run: make peers, then make bench again"; fi
+
+soak: fetch
+	@$(BIN)/python benchmarks/soak.py --json $(BENCH)/soak.json
 
 PEERS := .build/peers
 PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check

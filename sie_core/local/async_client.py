@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 from sie_core.deadline import Deadline
 from sie_core.local.client import LOCAL_CONCURRENT_STEPS, LocalClient, doing, source_with
@@ -24,6 +24,10 @@ from sie_core.steps import Outcome, Step, gather
 from sie_core.types import EncodeResult, Item, ScoreResult
 
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+_MOST_CHARACTERS_AT_ONCE = 2048
+"""Of a request that is prepared on the event loop itself: less than a millisecond of tokenising."""
 
 
 class LocalAsyncClient:
@@ -64,10 +68,10 @@ class LocalAsyncClient:
                 shielded = asyncio.shield(asyncio.wrap_future(loading))
                 request = replace(request, adapter=await _wait(shielded, deadline, what))
             with watch:
-                job = await asyncio.to_thread(loaded.model.score_job, request)
+                job = await _in_thread_if_large(request, loaded.model.score_job, request)
             running = await self._run(loaded, job, request, deadline)
-        outputs = running.result()
-        result = await asyncio.to_thread(to_score_result, request, job, outputs, loaded.model)
+        finished = (request, job, running.result(), loaded.model)
+        result = await _in_thread_if_large(request, to_score_result, *finished)
         result["timing"] = watch.read(running)
         result["source"] = source_with(loaded, request.adapter)
         return result
@@ -139,10 +143,10 @@ class LocalAsyncClient:
         loaded = await self._load(model, deadline)
         with loaded.calls:
             with watch:
-                job = await asyncio.to_thread(loaded.model.encode_job, request)
+                job = await _in_thread_if_large(request, loaded.model.encode_job, request)
             running = await self._run(loaded, job, request, deadline)
-        outputs = running.result()
-        results = await asyncio.to_thread(to_encode_results, request, job, outputs, loaded.model)
+        finished = (request, job, running.result(), loaded.model)
+        results = await _in_thread_if_large(request, to_encode_results, *finished)
         put_timing(results, watch.read(running))
         return results[0] if request.is_single else results
 
@@ -209,9 +213,26 @@ class LocalAsyncClient:
             return exc
 
     async def _load(self, model: str, deadline: Deadline) -> LoadedModel:
+        loading = self._client.load(model)
+        if loading.done():
+            return loading.result()
         # Shielded, because the load is shared: one cancelled task must not cancel it for others.
-        loading = asyncio.shield(asyncio.wrap_future(self._client.load(model)))
-        return await _wait(loading, deadline, f"loading {model}")
+        shielded = asyncio.shield(asyncio.wrap_future(loading))
+        return await _wait(shielded, deadline, f"loading {model}")
+
+
+async def _in_thread_if_large(
+    request: ScoreRequest | EncodeRequest,
+    work: Callable[[Unpack[_Ts]], _T],
+    *arguments: Unpack[_Ts],
+) -> _T:
+    """Do a small request's work here: a thread for it would cost several times as much.
+
+    What a request of more text takes, milliseconds and more, must not hold up the event loop.
+    """
+    if request.num_characters <= _MOST_CHARACTERS_AT_ONCE:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
 async def _wait(future: Awaitable[_T], deadline: Deadline, what: str) -> _T:

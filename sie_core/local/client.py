@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
@@ -695,9 +696,9 @@ def _on_one_thread(open_worker: Callable[[], BatchRunner]) -> Callable[[], Batch
 
 def model_key_name(model: str) -> str:
     """Return one name per model: a folder's full path, or the catalogue's spelling."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return str(path.resolve())
+    path = os.path.expanduser(model)  # noqa: PTH111  every call comes by: Path takes 4 times as long
+    if os.path.isdir(path):  # noqa: PTH112
+        return os.path.realpath(path)
     spec = catalog.find(model)
     return model if spec is None else spec.name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -62,6 +63,11 @@ class ScoreRequest:
         return [item.get("id") or f"item-{i}" for i, item in enumerate(self.items)]
 
     @property
+    def num_characters(self) -> float:
+        """Count the characters of all texts; vectors are as many as one likes."""
+        return _num_characters([self.query, *self.items])
+
+    @property
     def query_text(self) -> str:
         """Return the query's text, for a model that reads texts alone.
 
@@ -105,6 +111,11 @@ class EncodeRequest:
     instruction: str | None = None
     max_length: int | None = None
     batch_size: int | None = None
+
+    @property
+    def num_characters(self) -> float:
+        """Count the characters of all texts."""
+        return _num_characters(self.items)
 
     @property
     def texts(self) -> list[str]:
@@ -225,6 +236,10 @@ def _check_item(item: Item, name: str, *, may_be_vectors: bool = False) -> None:
     if item_id is not None and not isinstance(item_id, str):
         msg = f"the id of {name} must be a string, but got {item_id!r:.80}"
         raise InvalidRequestError(msg)
+
+
+def _num_characters(items: Sequence[Item]) -> float:
+    return sum(len(text) if (text := item.get("text")) is not None else math.inf for item in items)
 
 
 def _text_of(item: Item, name: str, model: str) -> str:

@@ -64,7 +64,9 @@ class Subject(Protocol):
     def documents(self, texts: Texts) -> list[Any]:
         """Make the framework's documents, with ids `doc-N` and metadata."""
 
-    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
+    def rerank(
+        self, component: Any, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
         """Rerank, the framework's way."""
 
     def view(self, document: Any) -> View:
@@ -237,9 +239,11 @@ class BareReranker:
     def documents(self, texts: Texts) -> list[Any]:
         return [Plain(f"doc-{i}", text, 0.5, metadata(i)) for i, text in enumerate(texts)]
 
-    def rerank(self, component: Reranker, query: str, documents: list[Any]) -> list[Any]:
+    def rerank(
+        self, component: Reranker, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
         texts, scores = self.columns(documents)
-        ranking = component.rerank(query, texts, retrieval_scores=scores)
+        ranking = component.rerank(query, texts, retrieval_scores=scores, **overrides)
         return self.chosen(documents, ranking)
 
     def columns(self, documents: list[Any]) -> tuple[list[str | None], list[float | None]]:
@@ -272,9 +276,11 @@ class BareReranker:
 class BareRerankerAsync(BareReranker):
     """`Reranker.arerank`."""
 
-    def rerank(self, component: Reranker, query: str, documents: list[Any]) -> list[Any]:
+    def rerank(
+        self, component: Reranker, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
         texts, scores = self.columns(documents)
-        ranking = asyncio.run(component.arerank(query, texts, retrieval_scores=scores))
+        ranking = asyncio.run(component.arerank(query, texts, retrieval_scores=scores, **overrides))
         return self.chosen(documents, ranking)
 
 
@@ -301,8 +307,10 @@ class LangChain:
             document.metadata["score"] = score
         return documents
 
-    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
-        return list(component.compress_documents(documents, query))
+    def rerank(
+        self, component: Any, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
+        return list(component.compress_documents(documents, query, **_top_n(overrides)))
 
     def view(self, document: Any) -> View:
         rest = {k: v for k, v in document.metadata.items() if k != "relevance_score"}
@@ -316,8 +324,12 @@ class LangChain:
 class LangChainAsync(LangChain):
     """`SIEReranker.acompress_documents`."""
 
-    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
-        return list(asyncio.run(component.acompress_documents(documents, query)))
+    def rerank(
+        self, component: Any, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
+        return list(
+            asyncio.run(component.acompress_documents(documents, query, **_top_n(overrides)))
+        )
 
 
 class LlamaIndex:
@@ -349,8 +361,10 @@ class LlamaIndex:
             document.score = score
         return documents
 
-    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
-        return list(component.postprocess_nodes(documents, query_str=query))
+    def rerank(
+        self, component: Any, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
+        return list(component.postprocess_nodes(documents, _bundle(query, overrides)))
 
     def view(self, document: Any) -> View:
         node = document.node
@@ -363,8 +377,10 @@ class LlamaIndex:
 class LlamaIndexAsync(LlamaIndex):
     """`SIENodePostprocessor.apostprocess_nodes`."""
 
-    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
-        return list(asyncio.run(component.apostprocess_nodes(documents, query_str=query)))
+    def rerank(
+        self, component: Any, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
+        return list(asyncio.run(component.apostprocess_nodes(documents, _bundle(query, overrides))))
 
 
 class Haystack:
@@ -396,8 +412,10 @@ class Haystack:
     def with_scores(self, documents: list[Any], scores: list[float]) -> list[Any]:
         return [replace(one, score=score) for one, score in zip(documents, scores, strict=True)]
 
-    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
-        return list(component.run(query=query, documents=documents)["documents"])
+    def rerank(
+        self, component: Any, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
+        return list(component.run(query=query, documents=documents, **overrides)["documents"])
 
     def view(self, document: Any) -> View:
         return View(document.id, document.content, document.score, document.meta)
@@ -413,8 +431,26 @@ class Haystack:
 class HaystackAsync(Haystack):
     """`SIERanker.run_async`."""
 
-    def rerank(self, component: Any, query: str, documents: list[Any]) -> list[Any]:
-        return list(asyncio.run(component.run_async(query=query, documents=documents))["documents"])
+    def rerank(
+        self, component: Any, query: str, documents: list[Any], **overrides: Any
+    ) -> list[Any]:
+        return list(
+            asyncio.run(component.run_async(query=query, documents=documents, **overrides))[
+                "documents"
+            ]
+        )
+
+
+def _top_n(overrides: dict[str, Any]) -> dict[str, Any]:
+    return {"top_n" if name == "top_k" else name: value for name, value in overrides.items()}
+
+
+def _bundle(query: str, overrides: dict[str, Any]) -> Any:
+    from llama_index.core.schema import QueryBundle
+
+    from sie_llamaindex import SIEQueryBundle
+
+    return SIEQueryBundle(query, **_top_n(overrides)) if overrides else QueryBundle(query)
 
 
 _SUBJECTS = {

@@ -42,8 +42,9 @@ class Place:
     def make(self, **settings: Any) -> Any:
         return self.subject.make(self.model, **self._settings, **settings)
 
-    def rerank(self, component: Any, texts: list[str]) -> list[Any]:
-        ranked = self.subject.rerank(component, QUERY, self.subject.documents(texts))
+    def rerank(self, component: Any, texts: list[str], **overrides: Any) -> list[Any]:
+        documents = self.subject.documents(texts)
+        ranked = self.subject.rerank(component, QUERY, documents, **overrides)
         return [self.subject.view(document) for document in ranked]
 
 
@@ -58,10 +59,9 @@ def place(
     return Place(local_subject, request.param, str(tiny_bert), sie_server)
 
 
-def _solo(folder: str, texts: list[str]) -> dict[str, float]:
-    reply = LocalClient().score(
-        folder, Item(text=QUERY), [Item(id=f"doc-{i}", text=text) for i, text in enumerate(texts)]
-    )
+def _solo(folder: str, texts: list[str], **terms: Any) -> dict[str, float]:
+    items = [Item(id=f"doc-{i}", text=text) for i, text in enumerate(texts)]
+    reply = LocalClient().score(folder, Item(text=QUERY), items, **terms)
     return {entry["item_id"]: entry["score"] for entry in reply["scores"]}
 
 
@@ -134,6 +134,71 @@ def test_stop_when_stable_says_that_it_stopped(place: Place) -> None:
     assert view.id == "doc-0"
     assert view.metadata["rerank_status"] == "partial"
     assert "with 4 of 6 documents scored" in view.metadata["rerank_reason"]
+
+
+def test_long_documents_have_the_score_of_their_best_passage(
+    place: Place, tolerance: float
+) -> None:
+    """And say where it is; short ones are as ever."""
+    filler = "the band of the year " * 60
+    texts = [filler + "population of berlin " + filler, "berlin museum"]
+    views = place.rerank(place.make(long_documents="max_passage"), texts)
+    found = {view.id: view for view in views}
+    options = {"long_documents": "max_passage"}
+    solo = _solo(place.folder, texts, options=options)
+    assert {view.id: view.score for view in views} == pytest.approx(solo, abs=tolerance)
+    assert found["doc-0"].score != pytest.approx(_solo(place.folder, texts)["doc-0"], abs=tolerance)
+    if not type(place.subject).__name__.startswith("Bare"):  # which gives entries, no documents
+        start, end = found["doc-0"].metadata["best_passage"]
+        assert 0 <= start < end <= len(texts[0])
+        assert "best_passage" not in found["doc-1"].metadata
+
+
+def test_metadata_is_part_of_the_ranked_text(place: Place, tolerance: float) -> None:
+    """Its fields stand before the content, and the document stays as it was."""
+    if type(place.subject).__name__.startswith("Bare"):
+        pytest.skip("it ranks the texts that it is given")
+    component = place.make(meta_fields=["n"], meta_separator=" ", document_suffix=" end")
+    views = place.rerank(component, TEXTS)
+    solo = _solo(place.folder, [f"{i} {text} end" for i, text in enumerate(TEXTS)])
+    assert {view.id: view.score for view in views} == pytest.approx(solo, abs=tolerance)
+    assert {view.text for view in views} == set(TEXTS)
+
+
+def test_stats_count_what_was_done(place: Place) -> None:
+    """Calls, documents and statuses since the component was made, and a hook is told of each."""
+    events: list[Any] = []
+    component = place.make(on_rerank=events.append)
+    for _ in range(2):
+        place.rerank(component, TEXTS)
+    stats = component.stats()
+    assert stats.num_calls == len(events) == 2
+    assert stats.statuses == {"complete": 2}
+    assert stats.num_input_tokens > 0
+
+
+def test_an_override_holds_for_its_call_alone(place: Place, tolerance: float) -> None:
+    """How many, the threshold, the instruction and the deadline, each in the framework's way."""
+    component = place.make()
+    whole = place.rerank(component, TEXTS)
+    assert place.rerank(component, TEXTS, top_k=2) == whole[:2]
+    middle = whole[2].score
+    assert place.rerank(component, TEXTS, score_threshold=middle) == whole[:3]
+    told = place.rerank(component, TEXTS, instruction="river language")
+    solo = _solo(place.folder, TEXTS, instruction="river language")
+    assert {view.id: view.score for view in told} == pytest.approx(solo, abs=tolerance)
+    hurried = place.rerank(component, TEXTS, max_latency_ms=1e-3)
+    assert all(view.metadata["rerank_status"] == "partial" for view in hurried)
+    assert _ids(hurried) == [f"doc-{i}" for i in range(len(TEXTS))]
+    assert place.rerank(component, TEXTS) == whole
+
+
+@pytest.mark.parametrize("name", ["top_k", "max_latency_ms"])
+def test_a_wrong_override_is_refused(place: Place, name: str) -> None:
+    """As the constructor refuses it."""
+    component = place.make()
+    with pytest.raises(ValueError, match=f"{name.replace('top_k', 'top_[kn]')} must be"):
+        place.rerank(component, TEXTS, **{name: 0})
 
 
 @pytest.fixture(params=PLACES)

@@ -291,7 +291,14 @@ NON_DEFAULTS: dict[str, Any] = {
 def test_every_argument_survives_serialisation() -> None:
     """A new constructor argument must join in: the component is reloaded with nothing lost."""
     parameters = inspect.signature(SIERanker.__init__).parameters
-    left_out = {"self", "timeout_s", "client", "async_client", "mode"}  # mode excludes dtype
+    left_out = {
+        "self",
+        "timeout_s",
+        "client",
+        "async_client",
+        "on_rerank",
+        "mode",
+    }  # mode excludes dtype
     assert set(NON_DEFAULTS) == set(parameters) - left_out
     pipeline = Pipeline()
     pipeline.add_component("ranker", SIERanker(**NON_DEFAULTS))

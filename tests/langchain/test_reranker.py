@@ -570,6 +570,40 @@ async def test_as_a_runnable_it_takes_part_in_a_chain(
     assert chain.batch([inputs, inputs]) == [expected, expected]
 
 
+async def test_a_config_overrides_one_call(
+    reranker: SIEReranker, documents: list[Document]
+) -> None:
+    """Under `rerank` in `configurable`, alone and in a batch, where each input has its own."""
+    runnable = reranker.as_runnable()
+    inputs: Any = {"query": "berlin", "documents": documents}
+    configs: list[Any] = [{"configurable": {"rerank": {"top_n": n}, "other": 1}} for n in (1, 2)]
+    assert len(runnable.invoke(inputs, configs[0])) == 1
+    assert len(await runnable.ainvoke(inputs, configs[1])) == 2
+    whole = runnable.invoke(inputs)
+    for ranked in (
+        runnable.batch([inputs] * 3, [*configs, {}]),
+        await runnable.abatch([inputs] * 3, [*configs, {}]),
+    ):
+        assert ranked == [whole[:1], whole[:2], whole]
+    assert [spec.id for spec in runnable.config_specs] == ["rerank"]
+
+
+async def test_a_wrong_config_fails_its_own_call(
+    reranker: SIEReranker, documents: list[Document]
+) -> None:
+    """A name that nobody knows is not passed over, and the rest of a batch is ranked."""
+    runnable = reranker.as_runnable()
+    inputs: Any = {"query": "berlin", "documents": documents}
+    wrong: Any = {"configurable": {"rerank": {"top_m": 1}}}
+    with pytest.raises(InvalidRequestError, match="unknown override 'top_m'"):
+        runnable.invoke(inputs, wrong)
+    ranked = runnable.batch([inputs] * 2, [wrong, {}], return_exceptions=True)
+    assert isinstance(ranked[0], InvalidRequestError)
+    assert ranked[1] == runnable.invoke(inputs)
+    with pytest.raises(InvalidRequestError, match="must be a mapping"):
+        await runnable.ainvoke(inputs, {"configurable": {"rerank": 3}})
+
+
 @pytest.mark.parametrize("inputs", [{"query": QUERY}, [QUERY]])
 def test_a_runnable_says_what_it_takes(reranker: SIEReranker, inputs: Any) -> None:
     """Input of another shape is an error that shows the right one."""

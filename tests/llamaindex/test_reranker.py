@@ -37,7 +37,7 @@ from llama_index.core.schema import (
 
 from sie_core.errors import AuthenticationError, InferenceError, InvalidRequestError
 from sie_core.fallback import Backend
-from sie_llamaindex import SIENodePostprocessor
+from sie_llamaindex import SIENodePostprocessor, SIEQueryBundle
 from sie_llamaindex.reranker import dispatcher
 
 QUERY = "paris capital france"
@@ -448,6 +448,7 @@ NOT_SERIALISED = {
     "api_key",
     "token",
     "callback_manager",
+    "on_rerank",
     "mode",  # excludes dtype; has a test of its own
 }
 
@@ -724,6 +725,23 @@ async def test_it_postprocesses_inside_a_query_engine(
     expected = ["three", "two", "one", "none"]
     for response in (engine.query(QUERY), await engine.aquery(QUERY)):
         assert [node.node_id for node in response.source_nodes] == expected
+
+
+async def test_a_query_brings_its_own_settings_through_an_engine(
+    reranker: SIENodePostprocessor, nodes: list[NodeWithScore]
+) -> None:
+    """A bundle travels with the query, and its settings are gone with it."""
+    engine = RetrieverQueryEngine(
+        Listed(nodes),
+        response_synthesizer=NoText(llm=MockLLM()),
+        node_postprocessors=[reranker],
+    )
+    bundle = SIEQueryBundle(QUERY, top_n=2)
+    for response in (engine.query(bundle), await engine.aquery(bundle)):
+        assert [node.node_id for node in response.source_nodes] == ["three", "two"]
+    assert len(engine.query(QUERY).source_nodes) == len(nodes)
+    with pytest.raises(InvalidRequestError, match="top_n must be at least 1, but got 0"):
+        engine.query(SIEQueryBundle(QUERY, top_n=0))
 
 
 def test_importing_it_imports_no_torch() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -22,6 +22,7 @@ from sie_core.ranking import (
     check_top_k,
 )
 from sie_langchain.backend import SIEScoring, rename
+from sie_langchain.overrides import RerankOverrides, check_overrides
 from sie_langchain.runnable import RerankInput, RerankRunnable
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
         super().model_post_init(context)
 
     def compress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,
+        **overrides: Unpack[RerankOverrides],
     ) -> list[Document]:
         """Rerank `documents`, which stay as they are.
 
@@ -97,17 +102,22 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
             documents: Documents in retrieval order.
             query: What is looked for.
             callbacks: Handlers or a manager, under which the call appears as a run.
+            overrides: `top_n`, `score_threshold`, `instruction` and `max_latency_ms` of this call,
+                instead of the fields; None means the field.
 
         Raises:
-            SIEError: The query is blank, or the model could not be had, loaded or run.
+            SIEError: An override is wrong or unknown, the query is blank, or the model could not
+                be had, loaded or run.
         """
         manager = CallbackManager.configure(callbacks)
-        run = manager.on_chain_start(None, self._inputs(documents, query), name=self._run_name)
+        settings = self._settings_for(documents, overrides)
+        inputs = self._inputs(documents, query, settings)
+        run = manager.on_chain_start(None, inputs, name=self._run_name)
         try:
             ranking = self._reranker.rerank(
                 self._document_text.of_query(query),
                 self._texts(documents),
-                **self._settings_for(documents),
+                **settings,
             )
             ranked = self._to_documents(documents, ranking)
         except BaseException as exc:
@@ -117,17 +127,22 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
         return ranked
 
     async def acompress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+        self,
+        documents: Sequence[Document],
+        query: str,
+        callbacks: Callbacks | None = None,
+        **overrides: Unpack[RerankOverrides],
     ) -> list[Document]:
         """Do what `compress_documents` does, without blocking the event loop."""
         manager = AsyncCallbackManager.configure(callbacks)
-        inputs = self._inputs(documents, query)
+        settings = self._settings_for(documents, overrides)
+        inputs = self._inputs(documents, query, settings)
         run = await manager.on_chain_start(None, inputs, name=self._run_name)
         try:
             ranking = await self._reranker.arerank(
                 self._document_text.of_query(query),
                 self._texts(documents),
-                **self._settings_for(documents),
+                **settings,
             )
             ranked = self._to_documents(documents, ranking)
         except BaseException as exc:
@@ -145,29 +160,34 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
         return runnable.with_types(input_type=RerankInput, output_type=list[Document])
 
     def compress_many(
-        self, pairs: Sequence[tuple[str, Sequence[Document]]]
+        self,
+        pairs: Sequence[tuple[str, Sequence[Document]]],
+        **overrides: Unpack[RerankOverrides],
     ) -> list[list[Document] | Exception]:
         """Rerank the documents of several queries at once, so that they share batches.
 
         Args:
             pairs: Queries, each with its documents.
+            overrides: As for `compress_documents`; `max_latency_ms` is of all queries together.
 
         Returns:
             For each query its documents, best first, or the error that came instead.
         """
         rankings = self._reranker.rank_many(
             self._to_texts(pairs),
-            **self._settings_for_many(pairs),
+            **self._settings_for_many(pairs, overrides),
         )
         return self._to_many(pairs, rankings)
 
     async def acompress_many(
-        self, pairs: Sequence[tuple[str, Sequence[Document]]]
+        self,
+        pairs: Sequence[tuple[str, Sequence[Document]]],
+        **overrides: Unpack[RerankOverrides],
     ) -> list[list[Document] | Exception]:
         """Do what `compress_many` does, without blocking the event loop."""
         rankings = await self._reranker.arank_many(
             self._to_texts(pairs),
-            **self._settings_for_many(pairs),
+            **self._settings_for_many(pairs, overrides),
         )
         return self._to_many(pairs, rankings)
 
@@ -175,10 +195,13 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
     def _run_name(self) -> str:
         return type(self).__name__
 
-    def _settings_for(self, documents: Sequence[Document]) -> dict[str, Any]:
-        """What may be assigned between calls, and so goes with every call."""
+    def _settings_for(
+        self, documents: Sequence[Document], overrides: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What may be assigned between calls, or given with one, and so goes with every call."""
         key = self.retrieval_score_key
-        return {
+        given = check_overrides(overrides)
+        settings = {
             "top_k": self.top_n,
             "score_threshold": self.score_threshold,
             "instruction": self.instruction,
@@ -188,10 +211,15 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
             "long_documents": self.long_documents,
             "retrieval_scores": [document.metadata.get(key) for document in documents],
         }
+        return settings | given
 
-    def _settings_for_many(self, pairs: Sequence[tuple[str, Sequence[Document]]]) -> dict[str, Any]:
-        each = [self._settings_for(documents)["retrieval_scores"] for _, documents in pairs]
-        shared = self._settings_for([])
+    def _settings_for_many(
+        self,
+        pairs: Sequence[tuple[str, Sequence[Document]]],
+        overrides: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        each = [self._settings_for(documents, {})["retrieval_scores"] for _, documents in pairs]
+        shared = self._settings_for([], overrides)
         return shared | {"retrieval_scores": each, "return_exceptions": True}
 
     @property
@@ -247,12 +275,14 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
                 metadata[BEST_PASSAGE_KEY] = list(place)
         return document.model_copy(update={"metadata": metadata})
 
-    def _inputs(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
+    def _inputs(
+        self, documents: Sequence[Document], query: str, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Describe a call to a tracer. The parent's run holds the documents themselves."""
         return {
             "query": query,
             "model": self.model,
-            "top_n": self.top_n,
+            "top_n": settings["top_k"],
             "num_documents": len(documents),
         }
 

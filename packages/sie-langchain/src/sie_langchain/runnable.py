@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from langchain_core.documents import Document
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import ConfigurableFieldSpec, RunnableConfig, RunnableLambda
 
 from sie_core.errors import InvalidRequestError
+from sie_langchain.overrides import RerankOverrides, check_overrides
 
 if TYPE_CHECKING:
     from sie_langchain.reranker import SIEReranker
+
+
+CONFIG_KEY = "rerank"
+"""Where a config's `configurable` has what a call says otherwise than the component."""
 
 
 class RerankInput(TypedDict):
@@ -25,7 +30,9 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
     """From `{"query": str, "documents": [Document, ...]}` to documents, best first.
 
     `batch` and `abatch` rank all queries at once, which then share batches of the model. Each is a
-    run of its own; `max_concurrency` has no meaning here.
+    run of its own; `max_concurrency` has no meaning here. A call's config may say otherwise than
+    the component: `config={"configurable": {"rerank": {"top_n": 3, "max_latency_ms": 200}}}`, see
+    `RerankOverrides`.
 
     Args:
         reranker: Whose settings hold, also those assigned later.
@@ -34,14 +41,29 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
     def __init__(self, reranker: SIEReranker) -> None:
         def rerank_documents(inputs: RerankInput, config: RunnableConfig) -> list[Document]:
             query, documents = _unpack(inputs)
-            return reranker.compress_documents(documents, query, config.get("callbacks"))
+            callbacks, overrides = config.get("callbacks"), _overrides(config)
+            return reranker.compress_documents(documents, query, callbacks, **overrides)
 
         async def arerank_documents(inputs: RerankInput, config: RunnableConfig) -> list[Document]:
             query, documents = _unpack(inputs)
-            return await reranker.acompress_documents(documents, query, config.get("callbacks"))
+            callbacks, overrides = config.get("callbacks"), _overrides(config)
+            return await reranker.acompress_documents(documents, query, callbacks, **overrides)
 
         super().__init__(rerank_documents, arerank_documents, name="rerank_documents")
         self._reranker = reranker
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """What a config may hold for it."""
+        return [
+            ConfigurableFieldSpec(
+                id=CONFIG_KEY,
+                annotation=RerankOverrides | None,
+                name="Reranking",
+                description="What this call says otherwise than the component.",
+                default=None,
+            )
+        ]
 
     def batch(
         self,
@@ -61,9 +83,18 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
             kwargs: None are known.
         """
 
-        def rank_all(inputs: list[RerankInput]) -> list[Exception | list[Document]]:
-            pairs = _pairs(inputs)
-            return _in_places(pairs, self._reranker.compress_many(_sound(pairs)))
+        def rank_all(
+            inputs: list[RerankInput],
+            run_manager: list[Any],  # noqa: ARG001  LangChain looks for the names
+            config: list[RunnableConfig],
+        ) -> list[Exception | list[Document]]:
+            asked = list(map(_asked, inputs, config))
+            answers: list[Any] = list(asked)
+            for overrides, pairs in _alike(asked):
+                ranked = self._reranker.compress_many(list(pairs.values()), **overrides)
+                for place, documents in zip(pairs, ranked, strict=True):
+                    answers[place] = documents
+            return answers
 
         return self._batch_with_config(
             rank_all, inputs, config, return_exceptions=return_exceptions, **kwargs
@@ -79,9 +110,18 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
     ) -> list[list[Document]]:
         """Do what `batch` does, without blocking the event loop."""
 
-        async def rank_all(inputs: list[RerankInput]) -> list[Exception | list[Document]]:
-            pairs = _pairs(inputs)
-            return _in_places(pairs, await self._reranker.acompress_many(_sound(pairs)))
+        async def rank_all(
+            inputs: list[RerankInput],
+            run_manager: list[Any],  # noqa: ARG001  LangChain looks for the names
+            config: list[RunnableConfig],
+        ) -> list[Exception | list[Document]]:
+            asked = list(map(_asked, inputs, config))
+            answers: list[Any] = list(asked)
+            for overrides, pairs in _alike(asked):
+                ranked = await self._reranker.acompress_many(list(pairs.values()), **overrides)
+                for place, documents in zip(pairs, ranked, strict=True):
+                    answers[place] = documents
+            return answers
 
         return await self._abatch_with_config(
             rank_all, inputs, config, return_exceptions=return_exceptions, **kwargs
@@ -89,29 +129,45 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
 
 
 _Pair = tuple[str, Sequence[Document]]
+_Asked = tuple[_Pair, RerankOverrides]
 
 
-def _pairs(inputs: list[RerankInput]) -> list[_Pair | Exception]:
-    return [_unpacked(one) for one in inputs]
-
-
-def _unpacked(inputs: Any) -> _Pair | Exception:
+def _asked(inputs: Any, config: RunnableConfig) -> _Asked | Exception:
+    """Read one input and its config; what is wrong with them stands in their place."""
     try:
-        return _unpack(inputs)
+        return _unpack(inputs), _overrides(config)
     except InvalidRequestError as exc:
         return exc
 
 
-def _sound(pairs: list[_Pair | Exception]) -> list[_Pair]:
-    return [pair for pair in pairs if not isinstance(pair, Exception)]
+def _alike(asked: list[_Asked | Exception]) -> list[tuple[RerankOverrides, dict[int, _Pair]]]:
+    """Put together by their places what is ranked together: inputs with the same overrides."""
+    groups: list[tuple[RerankOverrides, dict[int, _Pair]]] = []
+    for place, one in enumerate(asked):
+        if isinstance(one, Exception):
+            continue
+        pair, overrides = one
+        for known, pairs in groups:
+            if known == overrides:
+                pairs[place] = pair
+                break
+        else:
+            groups.append((overrides, {place: pair}))
+    return groups
 
 
-def _in_places(
-    pairs: list[_Pair | Exception], ranked: list[list[Document] | Exception]
-) -> list[Exception | list[Document]]:
-    """Put the errors of inputs that were not understood between the others' answers."""
-    answers = iter(ranked)
-    return [pair if isinstance(pair, Exception) else next(answers) for pair in pairs]
+def _overrides(config: RunnableConfig) -> RerankOverrides:
+    """Return what a call's config says of the reranking.
+
+    Raises:
+        InvalidRequestError: It is no mapping, or names what is unknown.
+    """
+    given = (config.get("configurable") or {}).get(CONFIG_KEY) or {}
+    if not isinstance(given, Mapping):
+        msg = f'configurable["{CONFIG_KEY}"] must be a mapping, but got {type(given).__name__}'
+        raise InvalidRequestError(msg)
+    check_overrides(given)
+    return cast("RerankOverrides", dict(given))
 
 
 def _unpack(inputs: Any) -> _Pair:

@@ -35,6 +35,7 @@ from sie_core.settings import DEFAULT_MODEL
 from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoringClient
 from sie_llamaindex.backend import SIEBackend, backend_fields, one_of
+from sie_llamaindex.query_bundle import overrides_of
 
 if TYPE_CHECKING:
     from sie_core.ranking import RankedEntry, Ranking
@@ -312,10 +313,10 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
-        with self._events(query, nodes) as ranked:
+        query, settings = _query(query_bundle), self._settings_for(nodes, query_bundle)
+        with self._events(query, nodes, settings["top_k"]) as ranked:
             asked, texts = self._document_text.of_query(query), self._texts(nodes)
-            ranking = self._reranker.rerank(asked, texts, **self._settings_for(nodes))
+            ranking = self._reranker.rerank(asked, texts, **settings)
             ranked.extend(self._to_nodes(nodes, ranking))
         return ranked
 
@@ -323,22 +324,24 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
-        with self._events(query, nodes) as ranked:
+        query, settings = _query(query_bundle), self._settings_for(nodes, query_bundle)
+        with self._events(query, nodes, settings["top_k"]) as ranked:
             asked, texts = self._document_text.of_query(query), self._texts(nodes)
-            ranking = await self._reranker.arerank(asked, texts, **self._settings_for(nodes))
+            ranking = await self._reranker.arerank(asked, texts, **settings)
             ranked.extend(self._to_nodes(nodes, ranking))
         return ranked
 
     @contextmanager
-    def _events(self, query: str, nodes: list[NodeWithScore]) -> Iterator[list[NodeWithScore]]:
+    def _events(
+        self, query: str, nodes: list[NodeWithScore], top_n: int | None
+    ) -> Iterator[list[NodeWithScore]]:
         """Tell both of LlamaIndex's event systems of the start and, whatever happens, of the end.
 
         Yields:
             The list into which the ranked nodes are put.
         """
         ranked: list[NodeWithScore] = []
-        top_n = len(nodes) if self.top_n is None else self.top_n
+        top_n = len(nodes) if top_n is None else top_n
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
@@ -355,9 +358,11 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         finally:
             dispatcher.event(ReRankEndEvent(nodes=ranked))
 
-    def _settings_for(self, nodes: list[NodeWithScore]) -> dict[str, Any]:
-        """What may be assigned between calls, and so goes with every call."""
-        return {
+    def _settings_for(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
+    ) -> dict[str, Any]:
+        """What may be assigned between calls, or comes with a query, and so goes with each call."""
+        settings = {
             "top_k": self.top_n,
             "score_threshold": self.score_threshold,
             "instruction": self.instruction,
@@ -367,6 +372,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "long_documents": self.long_documents,
             "retrieval_scores": [node.score for node in nodes],
         }
+        return settings | overrides_of(query_bundle)
 
     @property
     def _document_text(self) -> DocumentText:

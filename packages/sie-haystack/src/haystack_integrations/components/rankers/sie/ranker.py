@@ -245,6 +245,7 @@ class SIERanker(SIEComponent):
         scale_score: bool | None = None,
         score_threshold: float | None = None,
         *,
+        instruction: str | None = None,
         max_latency_ms: float | None = None,
     ) -> dict[str, list[Document]]:
         """Rerank `documents`, which stay as they are.
@@ -254,9 +255,10 @@ class SIERanker(SIEComponent):
         Args:
             query: What is looked for.
             documents: Documents in retrieval order.
-            top_k: Instead of the constructor's, as are the three below; None means that one.
+            top_k: Instead of the constructor's, as are the four below; None means that one.
             scale_score: See the class.
             score_threshold: See the class.
+            instruction: See the class.
             max_latency_ms: See the class.
 
         Returns:
@@ -270,7 +272,7 @@ class SIERanker(SIEComponent):
             self._query_text(query),
             self._texts(candidates),
             retrieval_scores=[document.score for document in candidates],
-            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
         )
         return {"documents": self._to_documents(candidates, ranking)}
 
@@ -283,6 +285,7 @@ class SIERanker(SIEComponent):
         scale_score: bool | None = None,
         score_threshold: float | None = None,
         *,
+        instruction: str | None = None,
         max_latency_ms: float | None = None,
     ) -> dict[str, list[Document]]:
         """Do what `run` does, without blocking the event loop."""
@@ -291,7 +294,7 @@ class SIERanker(SIEComponent):
             self._query_text(query),
             self._texts(candidates),
             retrieval_scores=[document.score for document in candidates],
-            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
         )
         return {"documents": self._to_documents(candidates, ranking)}
 
@@ -303,6 +306,7 @@ class SIERanker(SIEComponent):
         top_k: int | None = None,
         scale_score: bool | None = None,
         score_threshold: float | None = None,
+        instruction: str | None = None,
         max_latency_ms: float | None = None,
     ) -> dict[str, list[list[Document]]]:
         """Rerank the documents of several queries at once, so that they share batches.
@@ -310,9 +314,10 @@ class SIERanker(SIEComponent):
         Args:
             queries: What is looked for.
             documents: A list of documents for each query.
-            top_k: As for `run`, as are the two below.
+            top_k: As for `run`, as are the three below.
             scale_score: See `run`.
             score_threshold: See `run`.
+            instruction: See `run`.
             max_latency_ms: Of all queries together.
 
         Returns:
@@ -325,7 +330,7 @@ class SIERanker(SIEComponent):
         rankings = self._reranker.rank_many(
             self._pairs(queries, candidates),
             retrieval_scores=_retrieval_scores(candidates),
-            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
         )
         return {"documents": list(map(self._to_documents, candidates, rankings))}
 
@@ -337,6 +342,7 @@ class SIERanker(SIEComponent):
         top_k: int | None = None,
         scale_score: bool | None = None,
         score_threshold: float | None = None,
+        instruction: str | None = None,
         max_latency_ms: float | None = None,
     ) -> dict[str, list[list[Document]]]:
         """Do what `run_batch` does, without blocking the event loop."""
@@ -344,7 +350,7 @@ class SIERanker(SIEComponent):
         rankings = await self._reranker.arank_many(
             self._pairs(queries, candidates),
             retrieval_scores=_retrieval_scores(candidates),
-            **self._call_settings(top_k, scale_score, score_threshold, max_latency_ms),
+            **self._call_settings(top_k, scale_score, score_threshold, instruction, max_latency_ms),
         )
         return {"documents": list(map(self._to_documents, candidates, rankings))}
 
@@ -353,6 +359,7 @@ class SIERanker(SIEComponent):
         top_k: int | None,
         scale_score: bool | None,
         score_threshold: float | None,
+        instruction: str | None,
         max_latency_ms: float | None,
     ) -> CallOverrides:
         scale = self.scale_score if scale_score is None else scale_score
@@ -362,6 +369,7 @@ class SIERanker(SIEComponent):
                 self.score_threshold if score_threshold is None else score_threshold
             ),
             "score_space": self.score_space if scale is None else _SCORE_SPACES[scale],
+            "instruction": instruction,
             "max_latency_ms": max_latency_ms,
         }
 

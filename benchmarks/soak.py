@@ -1,0 +1,382 @@
+"""Whether anything grows with use: `python benchmarks/soak.py --minutes 30` (`make soak`).
+
+Threads and an event loop make calls of every kind at random for a set time, while the resident
+memory, the threads and the open files of the process are counted. Memory is said to grow if, after
+a warm-up of a quarter of the time, the slope of a least-squares line through it is above zero with
+95% confidence. Neighbouring samples are alike, which would make that interval too narrow; the line
+therefore goes through the means of 10 equal spans of time, and the interval is Student's with 8
+degrees of freedom. Threads and files grow if in the last quarter there are never as few as there
+were at most within the warm-up.
+
+Exits with 1 where something grows, or a call fails that should not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import gc
+import logging
+import math
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from report import Report, add_arguments
+from scipy import stats
+
+from sie_core import DEFAULT_MODEL, LocalClient, Reranker
+from sie_core.document_text import DocumentText
+from sie_core.errors import InputTooLongError
+
+WARM_UP = 0.25
+"""The part of the time that does not count, unless another is given."""
+
+NUM_SPANS = 10
+CONFIDENCE = 0.95
+_SAMPLES_PER_SPAN = 12
+_MIB = 1024 * 1024
+_WORDS = (Path(__file__).parents[1] / "sie_core" / "evaluation" / "words.txt").read_text().split()
+
+Call = tuple[str, list[str], dict[str, Any]]
+"""A query, documents, and what else `rerank` is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """One kind of call.
+
+    Attributes:
+        name: For the table.
+        settings: The constructor's arguments; "MODEL" stands for the model.
+        arguments: What else a call is given.
+        longest: Words of a document at most.
+        repeats: Whether the same documents come again and again.
+        is_many: Whether several queries are ranked at once.
+        is_fresh: Whether each call has a reranker of its own, which it closes.
+        fails_with: The error that some of these calls are to end with.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Callable[[random.Random], dict[str, Any]] = lambda _: {}
+    longest: int = 60
+    repeats: bool = False
+    is_many: bool = False
+    is_fresh: bool = False
+    fails_with: type[Exception] | None = None
+
+
+def _latency(rng: random.Random) -> dict[str, Any]:
+    return {"max_latency_ms": rng.uniform(20, 500)}
+
+
+_PASSAGES = {"long_documents": "max_passage", "max_passages": 4}
+_CASCADE = {"cascade": [("MODEL", 0.3)]}
+
+FEATURES = (
+    Feature(name="plain"),
+    Feature(name="own reranker", is_fresh=True),
+    Feature(name="deadline", arguments=_latency),
+    Feature(name="long documents", settings=_PASSAGES, longest=900),
+    Feature(
+        name="long documents refused",
+        settings={"long_documents": "error"},
+        longest=600,
+        fails_with=InputTooLongError,
+    ),
+    Feature(name="score cache", settings={"score_cache": _MIB}, repeats=True),
+    Feature(name="score cache, new texts", settings={"score_cache": _MIB // 4}),
+    Feature(name="cascade", settings=_CASCADE),
+    Feature(name="early stop", settings={"stop_when_stable": 1, "batch_size": 4}),
+    Feature(name="many queries", is_many=True),
+    Feature(name="watched", settings={"on_rerank": str}),
+    Feature(name="probabilities", settings={"score_space": "probability"}),
+    Feature(
+        name="all together",
+        settings={**_PASSAGES, **_CASCADE, "score_cache": _MIB, "stop_when_stable": 2},
+        arguments=_latency,
+        longest=400,
+    ),
+)
+
+
+class Calls:
+    """Draws calls and makes them, in threads and in an event loop.
+
+    Args:
+        model: Name or folder.
+        features: What is called.
+        mode: See `Reranker`.
+        pause_seconds: Between two calls of one caller at most.
+    """
+
+    def __init__(
+        self, model: str, features: Sequence[Feature], *, mode: Any, pause_seconds: float
+    ) -> None:
+        self._model = model
+        self._mode = mode
+        self._features = features
+        self._pause_seconds = pause_seconds
+        # A small cache is full within the warm-up; of the usual size, it would fill all the time.
+        self._client = LocalClient(mode=mode, token_cache_bytes=_MIB)
+        self._client.warm_up(model)
+        self._rerankers = {feature.name: self._reranker(feature) for feature in features}
+        self._known = [self._document(random.Random(i), 40) for i in range(200)]
+        self._text = DocumentText(meta_fields=["title"], document_prefix="passage: ")
+        self._lock = threading.Lock()
+        self.num_calls: collections.Counter[str] = collections.Counter()
+        self.errors: list[str] = []
+        self.is_over = threading.Event()
+
+    def in_thread(self, seed: int) -> None:
+        """Make one call after the other."""
+        rng = random.Random(seed)
+        while not self.is_over.wait(rng.random() * self._pause_seconds):
+            feature = rng.choice(self._features)
+            own = self._reranker(feature) if feature.is_fresh else None
+            reranker = own or self._rerankers[feature.name]
+            try:
+                if feature.is_many:
+                    pairs = [self._draw(feature, rng)[:2] for _ in range(3)]
+                    reranker.rank_many(pairs)
+                else:
+                    query, documents, arguments = self._draw(feature, rng)
+                    reranker.rerank(query, documents, **arguments)
+            except Exception as exc:  # noqa: BLE001  what went wrong is part of the result
+                self._note(feature, exc)
+            finally:
+                if own is not None:
+                    own.close()
+            self.num_calls[feature.name] += 1
+
+    async def in_loop(self, seed: int) -> None:
+        """Do what `in_thread` does, in an event loop."""
+        rng = random.Random(seed)
+        while not self.is_over.is_set():
+            await asyncio.sleep(rng.random() * self._pause_seconds)
+            feature = rng.choice(self._features)
+            own = self._reranker(feature) if feature.is_fresh else None
+            reranker = own or self._rerankers[feature.name]
+            try:
+                if feature.is_many:
+                    pairs = [self._draw(feature, rng)[:2] for _ in range(3)]
+                    await reranker.arank_many(pairs)
+                else:
+                    query, documents, arguments = self._draw(feature, rng)
+                    await reranker.arerank(query, documents, **arguments)
+            except Exception as exc:  # noqa: BLE001  what went wrong is part of the result
+                self._note(feature, exc)
+            finally:
+                if own is not None:
+                    await own.aclose()
+            self.num_calls[f"{feature.name}, awaited"] += 1
+
+    def close(self) -> None:
+        """Release the model."""
+        for reranker in self._rerankers.values():
+            reranker.close()
+        self._client.close()
+
+    def _reranker(self, feature: Feature) -> Reranker:
+        settings = dict(feature.settings)
+        if "cascade" in settings:
+            settings["cascade"] = [(self._model, keep) for _, keep in settings["cascade"]]
+        return Reranker(self._model, mode=self._mode, **settings)
+
+    def _draw(self, feature: Feature, rng: random.Random) -> Call:
+        num_documents = min(40, max(1, int(rng.lognormvariate(1.6, 0.9))))
+        if feature.repeats:
+            documents = rng.sample(self._known, num_documents)
+        else:
+            documents = [
+                self._document(rng, rng.randrange(1, feature.longest)) for _ in range(num_documents)
+            ]
+        query = self._text.of_query(" ".join(rng.choices(_WORDS, k=8)))
+        texts = self._text.texts_of((document, {"title": "a title"}) for document in documents)
+        return query, [text or "" for text in texts], feature.arguments(rng)
+
+    def _document(self, rng: random.Random, num_words: int) -> str:
+        return f"{rng.getrandbits(40):x} {' '.join(rng.choices(_WORDS, k=num_words))}"
+
+    def _note(self, feature: Feature, error: Exception) -> None:
+        if feature.fails_with is not None and isinstance(error, feature.fails_with):
+            return
+        with self._lock:
+            self.errors.append(f"{feature.name}: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What the process has at one moment."""
+
+    minutes: float
+    resident_mib: float
+    num_threads: int
+    num_files: int
+
+    @classmethod
+    def take(cls, minutes: float) -> Sample:
+        """Count, after what nobody refers to any more has gone."""
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return cls(
+            minutes=minutes,
+            resident_mib=pages * os.sysconf("SC_PAGE_SIZE") / _MIB,
+            num_threads=len(os.listdir("/proc/self/task")),  # noqa: PTH208  names are enough
+            num_files=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slope:
+    """How fast something grows, and between what bounds with confidence."""
+
+    per_minute: float
+    low: float
+    high: float
+
+
+def slope_of(points: Sequence[tuple[float, float]], *, confidence: float = CONFIDENCE) -> Slope:
+    """Fit a line through the means of equal spans of points `(minutes, value)`, in time's order."""
+    size = max(1, len(points) // NUM_SPANS)
+    ends = range(size, len(points) + 1, size)
+    spans = [points[end - size : end] for end in ends]
+    minutes = [statistics.fmean(minute for minute, _ in span) for span in spans]
+    values = [statistics.fmean(value for _, value in span) for span in spans]
+    fitted = stats.linregress(minutes, values)
+    reach = stats.t.ppf((1 + confidence) / 2, len(spans) - 2) * fitted.stderr
+    return Slope(
+        per_minute=float(fitted.slope),
+        low=float(fitted.slope - reach),
+        high=float(fitted.slope + reach),
+    )
+
+
+def soak(calls: Calls, *, seconds: float, num_threads: int, num_tasks: int) -> list[Sample]:
+    """Make calls for a time, and return what was counted meanwhile."""
+
+    async def run_tasks() -> None:
+        await asyncio.gather(*(calls.in_loop(1000 + i) for i in range(num_tasks)))
+
+    threads = [
+        threading.Thread(target=calls.in_thread, args=(i,), name=f"caller-{i}")
+        for i in range(num_threads)
+    ]
+    threads.append(threading.Thread(target=lambda: asyncio.run(run_tasks()), name="loop"))
+    for thread in threads:
+        thread.start()
+    started = time.monotonic()
+    interval = seconds * (1 - WARM_UP) / (NUM_SPANS * _SAMPLES_PER_SPAN)  # the warm-up's as well
+    samples: list[Sample] = []
+    while (passed := time.monotonic() - started) < seconds:
+        calls.is_over.wait(interval)
+        samples.append(Sample.take(passed / 60))
+    calls.is_over.set()
+    for thread in threads:
+        thread.join()
+    return samples
+
+
+def verdict(
+    samples: Sequence[Sample],
+    errors: Sequence[str],
+    *,
+    minutes: float,
+    tolerance: float,
+    warm_up: float = WARM_UP,
+) -> tuple[Slope, list[str]]:
+    """Return the slope of the memory, and what is wrong."""
+    before = [sample for sample in samples if sample.minutes < minutes * warm_up]
+    after = [sample for sample in samples if sample.minutes >= minutes * warm_up]
+    slope = slope_of([(sample.minutes, sample.resident_mib) for sample in after])
+    wrong = [*errors[:5]]
+    if slope.low > tolerance:
+        wrong.append(f"memory grows by {slope.low:.2f} MiB a minute or more")
+    for what in ("num_threads", "num_files"):
+        most_before = max(getattr(sample, what) for sample in before)
+        least_at_end = min(getattr(sample, what) for sample in after[-len(after) // 3 :])
+        if least_at_end > most_before:
+            wrong.append(
+                f"{what} was {most_before} at most, and {least_at_end} at least in the end"
+            )
+    return slope, wrong
+
+
+def main() -> int:
+    """Print a table, and say by the exit status whether nothing grew."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--minutes", type=float, help="default 30, or 2 with --quick")
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--tasks", type=int, default=4, help="callers in the event loop")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--mode", default="auto")
+    parser.add_argument("--pause-ms", type=float, default=20, help="between calls at most")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP, help="a part of the time")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="MiB a minute that do not count as growth"
+    )
+    arguments = parser.parse_args()
+    if not Path("/proc/self/statm").exists():
+        sys.exit("memory is read from /proc, which this system does not have")
+    logging.getLogger("sie_core").setLevel(logging.ERROR)
+    minutes = arguments.minutes or (2 if arguments.quick else 30)
+    report = Report("soak", minutes=minutes, model=arguments.model, mode=arguments.mode)
+    calls = Calls(
+        arguments.model,
+        FEATURES,
+        mode=arguments.mode,
+        pause_seconds=arguments.pause_ms / 1000,
+    )
+    samples = soak(
+        calls, seconds=60 * minutes, num_threads=arguments.threads, num_tasks=arguments.tasks
+    )
+    calls.close()
+    slope, wrong = verdict(
+        samples,
+        calls.errors,
+        minutes=minutes,
+        tolerance=arguments.tolerance,
+        warm_up=arguments.warm_up,
+    )
+    report.add(
+        "calls",
+        [{"kind": name, "calls": count} for name, count in sorted(calls.num_calls.items())],
+    )
+    every = max(1, math.ceil(len(samples) / 12))
+    report.add(
+        "over time",
+        [
+            {
+                "minutes": sample.minutes,
+                "MiB": sample.resident_mib,
+                "threads": sample.num_threads,
+                "files": sample.num_files,
+            }
+            for sample in samples[every - 1 :: every]
+        ],
+    )
+    report.add(
+        f"growth of memory after the warm-up, with {CONFIDENCE:.0%} confidence",
+        [{"MiB a minute": slope.per_minute, "from": slope.low, "to": slope.high}],
+    )
+    report.note(wrong=wrong, num_errors=len(calls.errors))
+    report.save(arguments.json)
+    for line in wrong:
+        print(f"WRONG: {line}")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

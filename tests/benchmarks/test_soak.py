@@ -1,0 +1,88 @@
+"""Nothing grows with use; and what does grow is found."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+MINUTES = float(os.environ.get("SIE_SOAK_MINUTES", "1.25"))
+"""Long enough for caches to be full, and for growth to stand out."""
+
+TOLERANCE_MIB_PER_MINUTE = 2.0
+"""In so short a time an allocator is not at rest; `make soak` allows none of it."""
+
+
+def noisy(slope: float, *, num: int = 120, seed: int = 1) -> list[tuple[float, float]]:
+    """Make samples of a memory that grows by `slope` a minute, under waves and noise."""
+    rng = random.Random(seed)
+    wave = 0.0
+    points = []
+    for i in range(num):
+        wave = 0.8 * wave + rng.gauss(0, 0.5)  # as neighbouring samples are alike
+        minutes = 30 * i / num
+        points.append((minutes, 400 + slope * minutes + wave))
+    return points
+
+
+def test_growth_is_found_and_noise_is_none() -> None:
+    """Half a MiB a minute stands out; level memory's interval has zero in it."""
+    from soak import slope_of
+
+    grown = slope_of(noisy(0.5))
+    assert grown.low > 0.4
+    assert grown.low < 0.5 < grown.high
+    level = slope_of(noisy(0))
+    assert level.low < 0 < level.high
+
+
+def test_level_memory_is_rarely_taken_for_growth() -> None:
+    """Of 200 soaks without growth at most one in ten is wrongly said to grow."""
+    from soak import slope_of
+
+    wrong = sum(slope_of(noisy(0, seed=seed)).low > 0 for seed in range(200))
+    assert wrong <= 20
+
+
+def test_threads_that_stay_are_found() -> None:
+    """One that comes and goes is none."""
+    from soak import Sample, verdict
+
+    def samples(num_at_end: int, num_once: int) -> list[Sample]:
+        counts = [10] * 20 + [num_once] + [10] * 30 + [num_at_end] * 30
+        return [
+            Sample(minutes=i / 80, resident_mib=400 + i % 3, num_threads=count, num_files=9)
+            for i, count in enumerate(counts)
+        ]
+
+    assert verdict(samples(10, 14), [], minutes=1, tolerance=1)[1] == []
+    [complaint] = verdict(samples(11, 10), [], minutes=1, tolerance=1)[1]
+    assert complaint == "num_threads was 10 at most, and 11 at least in the end"
+    assert verdict(samples(10, 10), ["plain: failed"], minutes=1, tolerance=1)[1] == [
+        "plain: failed"
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="/proc is not there")
+def test_nothing_grows_with_use(tiny_bert: Path) -> None:
+    """Calls of every kind in threads and an event loop, in a process of their own."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(SCRIPT),
+            *("--minutes", str(MINUTES), "--model", str(tiny_bert), "--pause-ms", "60"),
+            *("--tolerance", str(TOLERANCE_MIB_PER_MINUTE)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60 * MINUTES + 120,
+        check=False,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all together, awaited" in done.stdout

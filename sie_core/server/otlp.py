@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from sie_core.errors import InvalidRequestError, MissingDependencyError
 from sie_core.telemetry import use_providers
@@ -67,12 +67,15 @@ def exporting(endpoint: str | None = None) -> Iterator[bool]:
     base = None if endpoint is None else endpoint.rstrip("/")
     resource = Resource.create(_own_attributes())
     tracer_provider = meter_provider = None
+    exporters: list[Any] = []
     if _is_wanted("OTEL_TRACES_EXPORTER"):
         spans = OTLPSpanExporter(endpoint=None if base is None else f"{base}/v1/traces")
+        exporters.append(spans)
         tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         tracer_provider.add_span_processor(BatchSpanProcessor(spans))
     if _is_wanted("OTEL_METRICS_EXPORTER"):
         metrics = OTLPMetricExporter(endpoint=None if base is None else f"{base}/v1/metrics")
+        exporters.append(metrics)
         meter_provider = MeterProvider(
             [PeriodicExportingMetricReader(metrics)], resource=resource, shutdown_on_exit=False
         )
@@ -82,14 +85,14 @@ def exporting(endpoint: str | None = None) -> Iterator[bool]:
         yield True
     finally:
         use_providers()
-        _end([it.shutdown for it in (tracer_provider, meter_provider) if it is not None])
+        _end([it for it in (tracer_provider, meter_provider) if it is not None], exporters)
 
 
-def _end(shutdowns: Sequence[Callable[[], object]]) -> None:
+def _end(providers: Sequence[Any], exporters: Sequence[Any]) -> None:
     """Send what is left; a collector that does not answer must not keep the process alive."""
     threads = [
-        threading.Thread(target=shutdown, name="sie-export-end", daemon=True)
-        for shutdown in shutdowns
+        threading.Thread(target=provider.shutdown, name="sie-export-end", daemon=True)
+        for provider in providers
     ]
     for thread in threads:
         thread.start()
@@ -97,6 +100,8 @@ def _end(shutdowns: Sequence[Callable[[], object]]) -> None:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in threads):
+        for exporter in exporters:
+            exporter.shutdown()  # gives up trying again
         _logger.warning(
             "the collector did not take what was left within %g s; it is lost", PATIENCE_SECONDS
         )

@@ -32,7 +32,7 @@ except ImportError as exc:
 
 from sie_core.local.device import choose_device, fast_dtype
 from sie_core.local.tokenization import PairTokenizer
-from sie_core.training.batches import Batcher
+from sie_core.training.batches import CPU_CHUNK_PAIRS, GPU_CHUNK_PAIRS, Batcher
 
 TARGETS = (
     r".*\.layers?\.\d+\.(.*\.)?(query|value|dense|Wqkv|Wo|Wi)"  # the body's layers
@@ -100,6 +100,7 @@ class Network:
             documents_per_query=settings.documents_per_query,
             has_types=getattr(model.config, "type_vocab_size", 0) > 1,
             pad_token_id=model.config.pad_token_id or 0,
+            chunk_pairs=CPU_CHUNK_PAIRS if device.type == "cpu" else GPU_CHUNK_PAIRS,
         )
         uses_bfloat16 = settings.bfloat16
         if uses_bfloat16 is None:

@@ -43,7 +43,7 @@ $(INSTALLED): $(INPUTS)
 	  { echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another with PYTHON=…"; exit 1; }
 	$(call step,Making $(VENV) with $$($(PYTHON) --version),$(PYTHON) -m venv $(VENV))
 	$(call step,Installing torch,$(PIP) install -q -c constraints.txt torch)
-	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cache$(,)cli$(,)server$(,)telemetry$(,)evaluation$(,)dev]' $(addprefix -e ,$(PACKAGES)))
+	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cache$(,)cli$(,)server$(,)telemetry$(,)evaluation$(,)training$(,)dev]' $(addprefix -e ,$(PACKAGES)))
 	@touch $@
 
 # A comma cannot stand in the arguments of a make function.
@@ -72,7 +72,7 @@ test-browser: $(INSTALLED)
 	$(call step,Testing the page and the report in Chromium,$(BIN)/python -m pytest -m browser tests/browser)
 
 test-schema: $(INSTALLED)
-	$(call step,Sending what the OpenAPI document allows and forbids,SIE_TEST_SCHEMA_EXAMPLES=1000 $(BIN)/python -m pytest tests/server/test_openapi.py)
+	$(call step,Sending what the OpenAPI document allows and forbids,SIE_TEST_SCHEMA_EXAMPLES=300 $(BIN)/python -m pytest tests/server/test_openapi.py)
 
 test-clients: $(INSTALLED)
 	$(call step,Testing with other people's clients,$(BIN)/python -m pytest -m clients tests/clients)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
+
 from sie_core.server.keys import make_key
 
 RunningCommand = Callable[..., AbstractContextManager[tuple[str, subprocess.Popen[str]]]]

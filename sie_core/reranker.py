@@ -7,8 +7,6 @@ Whose client is asked, and its life, is in `ClientHolder`.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from sie_core.fusion import check_retrieval_weight
 from sie_core.long_documents import Handling, LongDocuments
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
 from sie_core.rerank_plan import CallOverrides, CallSettings, RerankCall, rerank_plan, to_pairs
-from sie_core.rerank_watch import OnRerank, RerankWatch
+from sie_core.rerank_watch import OnRerank, RerankWatch, check_hook
 from sie_core.score_cache import ScoreCache, source_of
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.stage_plan import STABLE_TOP_K, Keeping, Patience
@@ -162,9 +160,7 @@ class Reranker(ClientHolder):
         check_score_space(score_space, spaces=RerankSpace)
         check_retrieval_weight(fuse_retrieval_score)
         check_text(lora=lora)
-        if on_rerank is not None and not callable(on_rerank):
-            msg = f"on_rerank must be a function that takes an event, but got {on_rerank!r}"
-            raise InvalidRequestError(msg)
+        check_hook(on_rerank)
         self.on_rerank = on_rerank
         self.trace_content = trace_content
         check_timeout_seconds(max_latency_ms, name="max_latency_ms")
@@ -521,13 +517,9 @@ class Reranker(ClientHolder):
         """Start the clock of one call."""
         top_k = self.top_k if settings.top_k is None else settings.top_k
         latency_ms = settings.max_latency_ms or self.max_latency_ms
-        if latency_ms is None:
-            moment = math.inf
-        else:
-            seconds = min(latency_ms / 1000, self.timeout_seconds or math.inf)
-            moment = time.monotonic() + seconds
-        return Patience(
-            moment=moment,
+        seconds = None if latency_ms is None else latency_ms / 1000
+        return Patience.of(
+            seconds if seconds is None else min(seconds, self.timeout_seconds or seconds),
             num_together=num_together,
             stop_when_stable=self.stop_when_stable,
             top_k=top_k or STABLE_TOP_K,

@@ -10,9 +10,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from sie_core.errors import DeadlineExceededError, SIEConnectionError
+from sie_core.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    InvalidResponseError,
+    ModelError,
+    SIEError,
+)
 from sie_core.pace import Pace, cost_of, num_fitting, pace_of
 from sie_core.ranking import match_entries
 from sie_core.score_cache import CachedScore, ScoreCache, score_keys, source_of_reply
@@ -26,12 +32,20 @@ STABLE_TOP_K: Final = 10
 """The top that is looked at, where `top_k` names none."""
 
 
+_NOT_OF_TIME: Final = (InvalidRequestError, InvalidResponseError, ModelError)
+"""Errors that more time would not have spared."""
+
+_RETURN_SECONDS: Final = 0.01
+_RETURN_SHARE: Final = 0.1
+"""Kept of a deadline for waking up and returning on a busy machine: this, or this part of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long a call goes on.
 
     Attributes:
-        moment: When it must return, on the monotonic clock; infinite: when all is scored.
+        moment: When it must stop, on the monotonic clock; infinite: when all is scored.
         num_together: Calls that share the time and the machine with this one, itself included.
         stop_when_stable: Batches in a row that must not change the top before it stops; None: it
             does not stop for that.
@@ -45,9 +59,17 @@ class Patience:
     top_k: int = STABLE_TOP_K
     clock: Callable[[], float] = time.monotonic
 
+    @classmethod
+    def of(cls, seconds: float | None, **settings: Any) -> Self:
+        """Start the clock of a call that must have returned after so many seconds, if any."""
+        if seconds is None:
+            return cls(**settings)
+        working = seconds - min(_RETURN_SECONDS, _RETURN_SHARE * seconds)
+        return cls(moment=time.monotonic() + working, **settings)
+
     @property
     def left_seconds(self) -> float:
-        """Seconds until it must return."""
+        """Seconds until it must stop."""
         return self.moment - self.clock()
 
     @property
@@ -219,10 +241,10 @@ class StagePlan:
     def _is_out_of_time(self, error: Exception) -> bool:
         if not self._patience.has_deadline:
             return False
-        is_up = self._patience.left_seconds <= 0
-        return isinstance(error, DeadlineExceededError) or (
-            is_up and isinstance(error, SIEConnectionError)
-        )
+        if isinstance(error, DeadlineExceededError):
+            return True
+        is_up = self._patience.left_seconds <= 0  # a chain names its first error, not its last
+        return is_up and isinstance(error, SIEError) and not isinstance(error, _NOT_OF_TIME)
 
     def _take(self, portion: Sequence[str], reply: Reply) -> str | None:
         """Take a reply's scores; return why they cannot stand beside those before, if so."""

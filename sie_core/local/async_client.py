@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
 from sie_core.deadline import Deadline
 from sie_core.local.client import LOCAL_CONCURRENT_STEPS, LocalClient, doing, source_with
@@ -223,7 +223,7 @@ class LocalAsyncClient:
 
 async def _in_thread_if_large(
     request: ScoreRequest | EncodeRequest,
-    work: Callable[[Unpack[_Ts]], _T],
+    work: Callable[[*_Ts], _T],
     *arguments: *_Ts,
 ) -> _T:
     """Do a small request's work here: a thread for it would cost several times as much.

@@ -7,7 +7,8 @@
 #   make check         lint, types, import contracts
 #   make format        format the code
 #   make test-slow     the tests marked slow
-#   make test-browser  the evaluation's report in headless Chromium, which must be installed
+#   make test-browser  the server's page and the evaluation's report in headless Chromium, which must be
+#                      installed
 #   make test-schema   many requests, made up from the server's own OpenAPI document
 #   make test-clients  the server under other people's clients, which it installs (Python 3.12, Node)
 #   make test-real-server  the tests against sie-server itself, which it installs (Python 3.12)
@@ -42,7 +43,7 @@ $(INSTALLED): $(INPUTS)
 	  { echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another with PYTHON=…"; exit 1; }
 	$(call step,Making $(VENV) with $$($(PYTHON) --version),$(PYTHON) -m venv $(VENV))
 	$(call step,Installing torch,$(PIP) install -q -c constraints.txt torch)
-	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cache$(,)cli$(,)server$(,)telemetry$(,)evaluation$(,)dev]' $(addprefix -e ,$(PACKAGES)))
+	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cache$(,)cli$(,)server$(,)telemetry$(,)evaluation$(,)training$(,)dev]' $(addprefix -e ,$(PACKAGES)))
 	@touch $@
 
 # A comma cannot stand in the arguments of a make function.
@@ -68,10 +69,10 @@ test-slow: fetch
 
 test-browser: $(INSTALLED)
 	$(call step,Installing the browser's driver,$(PIP) install -q -c constraints.txt playwright)
-	$(call step,Testing the report in Chromium,$(BIN)/python -m pytest -m browser tests/browser)
+	$(call step,Testing the page and the report in Chromium,$(BIN)/python -m pytest -m browser tests/browser)
 
 test-schema: $(INSTALLED)
-	$(call step,Sending what the OpenAPI document allows and forbids,SIE_TEST_SCHEMA_EXAMPLES=1000 $(BIN)/python -m pytest tests/server/test_openapi.py)
+	$(call step,Sending what the OpenAPI document allows and forbids,SIE_TEST_SCHEMA_EXAMPLES=300 $(BIN)/python -m pytest tests/server/test_openapi.py)
 
 test-clients: $(INSTALLED)
 	$(call step,Testing with other people's clients,$(BIN)/python -m pytest -m clients tests/clients)

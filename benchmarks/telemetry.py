@@ -2,7 +2,8 @@
 
 Calls of the same reranker in turn, with telemetry in one state after the other, against calls whose
 plan nobody follows. The client answers at once, so that what a call costs in Python shows; what is
-found is then held against a call of the embedded model, with candidates of 100 words.
+found is then held against a call of the embedded model, with candidates of 100 words. All is CPU
+time, which other programs do not lengthen.
 
 Predicted: without OpenTelemetry under 1% of a call to the model and under 20 microseconds; with the
 SDK's spans and metrics under 5% for 20 candidates.
@@ -127,10 +128,7 @@ def standing(state: State, providers: Providers, reranker: Reranker) -> Iterator
 
 
 def measure(num_documents: int, num_rounds: int, num_calls: int) -> list[float]:
-    """Return the median seconds of a call in each state; states take turns.
-
-    They are seconds of the calling thread's own, which other programs do not lengthen.
-    """
+    """Return the calling thread's median seconds of a call in each state; states take turns."""
     providers = Providers()
     seconds: list[list[float]] = [[] for _ in STATES]
     documents = texts(num_documents)
@@ -150,14 +148,14 @@ def measure(num_documents: int, num_rounds: int, num_calls: int) -> list[float]:
 
 
 def measure_model(num_documents: int, num_calls: int) -> float:
-    """Return the median seconds of a call of the embedded model with telemetry off."""
+    """Return the median CPU seconds of a call of the embedded model, all its threads together."""
     with Reranker() as reranker, without_package():
         reranker.rerank(QUERY, texts(num_documents))
         times = []
         for _ in range(num_calls):
-            begin = time.perf_counter()
+            begin = time.process_time()
             reranker.rerank(QUERY, texts(num_documents))
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
     return statistics.median(times)
 
 

@@ -6,12 +6,14 @@ calls, awaited ones, and many queries at a time.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from sie_core.errors import InvalidRequestError
 from sie_core.ranking import Ranking
 from sie_core.rerank_plan import RerankCall
 from sie_core.steps import Outcome, Plan, Step
@@ -24,6 +26,15 @@ _logger = logging.getLogger(__name__)
 
 OnRerank = Callable[[RerankEvent], object]
 """Told of each call that has ended, in the thread that made it."""
+
+
+def check_hook(on_rerank: object) -> None:
+    """Raise InvalidRequestError unless it is None or a function that need not be awaited."""
+    if on_rerank is None:
+        return
+    if not callable(on_rerank) or inspect.iscoroutinefunction(on_rerank):
+        msg = f"on_rerank must be a plain function that takes an event, but got {on_rerank!r}"
+        raise InvalidRequestError(msg)
 
 
 class RerankWatch:
@@ -84,7 +95,8 @@ class RerankWatch:
             seconds = time.perf_counter() - begun_at
             event = _event(call, ranking, error, cast("Timing", timing), seconds)
             self._counter.add(event)
-            span.finish(event, [] if ranking is None else _ranked(ranking))
+            is_shown = ranking is not None and span.is_recording
+            span.finish(event, _ranked(ranking) if is_shown else ())
             if on_rerank is not None:
                 self._tell(on_rerank, event)
         return cast("Ranking", ranking)
@@ -147,5 +159,5 @@ def _event(
     )
 
 
-def _ranked(ranking: Ranking) -> list[tuple[int, float | None]]:
-    return [(entry.index, entry.score) for entry in ranking]
+def _ranked(ranking: Ranking | None) -> list[tuple[int, float | None]]:
+    return [] if ranking is None else [(entry.index, entry.score) for entry in ranking]

@@ -22,7 +22,7 @@ from sie_core.fusion import check_retrieval_weight
 from sie_core.long_documents import Handling, LongDocuments
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
 from sie_core.rerank_plan import CallOverrides, CallSettings, RerankCall, rerank_plan, to_pairs
-from sie_core.rerank_watch import OnRerank, RerankWatch
+from sie_core.rerank_watch import OnRerank, RerankWatch, check_hook
 from sie_core.score_cache import ScoreCache, source_of
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.stage_plan import STABLE_TOP_K, Keeping, Patience
@@ -160,9 +160,7 @@ class Reranker(ClientHolder):
         check_score_space(score_space, spaces=RerankSpace)
         check_retrieval_weight(fuse_retrieval_score)
         check_text(lora=lora)
-        if on_rerank is not None and not callable(on_rerank):
-            msg = f"on_rerank must be a function that takes an event, but got {on_rerank!r}"
-            raise InvalidRequestError(msg)
+        check_hook(on_rerank)
         self.on_rerank = on_rerank
         self.trace_content = trace_content
         check_timeout_seconds(max_latency_ms, name="max_latency_ms")

@@ -117,6 +117,8 @@ class RemoteSettings:
     Attributes:
         timeout_seconds: Bound on one whole call, retries and the server's loading included.
         connect_timeout_seconds: How long a server that does not answer at all is waited for.
+        restart_seconds: How long a server may be away while it is restarted: one that refuses or
+            drops connections is asked again all that time. 0 asks three times more at most.
         provision_timeout_seconds: Own budget for waiting on a machine, on top of
             `timeout_seconds`; None means that this wait counts against `timeout_seconds`.
         max_concurrency: Parts of one large call that are under way at a time.
@@ -130,6 +132,7 @@ class RemoteSettings:
 
     timeout_seconds: float = 180.0
     connect_timeout_seconds: float = 5.0
+    restart_seconds: float = 0.0
     provision_timeout_seconds: float | None = None
     max_concurrency: int = 2
     max_items: int = 512

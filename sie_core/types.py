@@ -93,7 +93,8 @@ class ScoreResult(TypedDict):
 
     `long_documents` is there where a call asked for it: what was done with long items.
     `source` names the very weights that gave the scores, where they are known: another name means
-    that scores may differ.
+    that scores may differ. `truncated` holds the ids of the items that were longer than the model
+    reads, where there are such, and the server, if one was asked, names them.
     """
 
     model: str
@@ -104,6 +105,7 @@ class ScoreResult(TypedDict):
     long_documents: NotRequired[str]
     timing: NotRequired[Timing]
     source: NotRequired[str]
+    truncated: NotRequired[list[str]]
 
 
 class SparseVector(TypedDict):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import string
 import subprocess
@@ -198,7 +199,7 @@ def tiny_embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve_command() -> Any:
     """`running_command`."""
     return running_command
@@ -261,6 +262,27 @@ def _wait_until_ready(url: str) -> None:
             return
         threading.Event().wait(0.1)
     pytest.fail(f"{url} was not ready in time")
+
+
+@pytest.fixture(scope="session")
+def python312() -> Path:
+    """Python 3.12, which SIE's own packages need, or a skip that says that there is none.
+
+    SIE_TEST_PYTHON312 names one; else it is looked for on PATH, then in pyenv.
+    """
+    named = os.environ.get("SIE_TEST_PYTHON312")
+    if named:
+        return Path(named)
+    found = shutil.which("python3.12")
+    candidates = [Path(found)] if found else []
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates += sorted(root.glob("versions/3.12*/bin/python"), reverse=True)
+    for python in candidates:
+        asked = [str(python), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if answer.stdout.strip() == "3.12":  # a pyenv shim may answer for another version
+            return python
+    return pytest.skip("this needs Python 3.12: set SIE_TEST_PYTHON312 to one")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ KERNELS = (
     else []
 )
 DISTRIBUTIONS = {
-    ROOT: ["sie_core/py.typed", *KERNELS],
+    ROOT: ["sie_core/py.typed", "sie_core/server/page.html", *KERNELS],
     ROOT / "packages/sie-langchain": ["sie_langchain/py.typed"],
     ROOT / "packages/sie-llamaindex": ["sie_llamaindex/py.typed"],
     ROOT / "packages/sie-haystack": [

@@ -24,6 +24,7 @@ def modules_after(statement: str) -> set[str]:
         "import sie_core",
         "from sie_core import Reranker; Reranker()",
         "from sie_core import Embedder; Embedder()",
+        "import sie_core.training.finetuning",
         "import sie_langchain; sie_langchain.SIEReranker()",
         "import sie_langchain; sie_langchain.SIEEmbeddings()",
         "import sie_llamaindex; sie_llamaindex.SIENodePostprocessor()",

@@ -498,8 +498,13 @@ OVERLAP = Words()
 
 def test_a_hook_that_cannot_be_called_is_refused() -> None:
     """At once, not at the first call."""
-    with pytest.raises(InvalidRequestError, match="on_rerank must be a function"):
-        Reranker("m", on_rerank="print")  # type: ignore[arg-type]
+
+    async def awaited(_: RerankEvent) -> None:
+        pass
+
+    for wrong in ("print", awaited):
+        with pytest.raises(InvalidRequestError, match="on_rerank must be a plain function"):
+            Reranker("m", on_rerank=wrong)  # type: ignore[arg-type]
 
 
 def test_stats_of_a_local_model_have_its_scheduler(tiny_bert: Path) -> None:

@@ -22,6 +22,7 @@ from sie_core.cli.calibrate import calibrate
 from sie_core.cli.compare import compare
 from sie_core.cli.eval import evaluate
 from sie_core.cli.fetch import fetch
+from sie_core.cli.finetune import finetune
 from sie_core.cli.health import health
 from sie_core.cli.interrupt import EXIT_INTERRUPTED, MESSAGE
 from sie_core.cli.key import key
@@ -108,3 +109,4 @@ program.command()(key)
 program.command()(health)
 program.command()(calibrate)
 program.command()(bench)
+program.command()(finetune)

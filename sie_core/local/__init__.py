@@ -1,6 +1,6 @@
 """The in-process engine: cross-encoders on this machine's CPU or GPU.
 
-This is the only package that imports torch or transformers. A query's way through it:
+Beside this package only what trains models imports torch or transformers. A query's way through it:
 `client` (checks, ids) → `registry` (one loaded model per process) → `tokenization` (ids, pairs)
 → `scheduler` (fair turns, batches) → `packing` (one row) → `encoder` (forward pass, scores).
 """

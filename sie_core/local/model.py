@@ -45,15 +45,20 @@ class Job(Generic[T_co]):
         sequences: What the scheduler runs; equal texts share one.
         finish: Makes the answer of the outputs, given in the order of the sequences.
         num_input_tokens: Tokens of all items, of equal ones as well.
-        num_truncated: Items that lost their end.
+        truncated: Positions of the items that lost their end.
         num_passages: Passages of all items, where long ones were cut into some; else None.
     """
 
     sequences: Sequence[TokenSequence]
     finish: Callable[[list[Any]], T_co]
     num_input_tokens: int
-    num_truncated: int
+    truncated: Sequence[int]
     num_passages: int | None = None
+
+    @property
+    def num_truncated(self) -> int:
+        """How many items lost their end."""
+        return len(self.truncated)
 
 
 class Model(Protocol):

@@ -189,7 +189,7 @@ class Passages(Generic[T]):
             sequences=self.sequences,  # type: ignore[arg-type]  # T is a family's own
             finish=finish,
             num_input_tokens=self.count_tokens(lengths, documents),
-            num_truncated=sum(self.is_truncated[i] for i in documents),
+            truncated=[item for item, i in enumerate(documents) if self.is_truncated[i]],
             num_passages=self.count_passages(request, documents),
         )
 

@@ -50,6 +50,8 @@ def to_score_result(
         usage=_usage(job),
         score_space=space,
     )
+    if job.truncated:
+        result["truncated"] = [ids[i] for i in job.truncated]
     if request.long_documents.how is not None:
         result["long_documents"] = request.long_documents.how
     if scored.spans is not None:

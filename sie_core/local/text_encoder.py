@@ -163,7 +163,7 @@ class TextEncoder:
             sequences=sequences,
             finish=finish,
             num_input_tokens=sum(sequences[i].num_tokens for i in places),
-            num_truncated=sum(sequences[i].is_truncated for i in places),
+            truncated=[item for item, i in enumerate(places) if sequences[i].is_truncated],
         )
 
     def score_job(self, request: ScoreRequest) -> Job[Scored]:
@@ -230,7 +230,7 @@ class TextEncoder:
             sequences=[*sequences, *passages.sequences],
             finish=finish,
             num_input_tokens=num_query_tokens + passages.count_tokens(lengths, documents),
-            num_truncated=sum(is_truncated),
+            truncated=[item for item, is_long in enumerate(is_truncated) if is_long],
             num_passages=passages.count_passages(request, documents),
         )
 

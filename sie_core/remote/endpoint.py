@@ -209,6 +209,7 @@ class Endpoint:
             servers=self.servers,
             deadline=Deadline.after(timeout_seconds or self.settings.timeout_seconds),
             connect_timeout_seconds=self.settings.connect_timeout_seconds,
+            restart_seconds=self.settings.restart_seconds,
             redact=self.redact,
         )
 

@@ -78,6 +78,7 @@ class Terms:
         servers: Where requests go.
         deadline: When the call must be over.
         connect_timeout_seconds: How long a server that accepts no connection is tried.
+        restart_seconds: How long it is tried at least, however often.
         waits_for_capacity: Whether to wait for a machine that is being started.
         provision_seconds: Budget of that wait, added to the deadline; None: within the deadline.
         is_retried: Whether a failure may be followed by another attempt.
@@ -90,6 +91,7 @@ class Terms:
     servers: Servers
     deadline: Deadline
     connect_timeout_seconds: float
+    restart_seconds: float = 0.0
     waits_for_capacity: bool = False
     provision_seconds: float | None = None
     is_retried: bool = True
@@ -179,6 +181,7 @@ class _Journey:
             remaining_seconds=remaining,
             random=self.terms.draw(),
             connect_window_seconds=self.terms.connect_timeout_seconds,
+            restart_seconds=self.terms.restart_seconds,
         )
         is_refused = is_provisioning and not self.terms.waits_for_capacity
         if wait is None or is_refused or not self.terms.is_retried:

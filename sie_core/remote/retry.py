@@ -81,6 +81,7 @@ def delay_seconds(
     remaining_seconds: float,
     random: float,
     connect_window_seconds: float = math.inf,
+    restart_seconds: float = 0.0,
 ) -> float | None:
     """Decide how long to wait before asking again.
 
@@ -91,6 +92,7 @@ def delay_seconds(
         remaining_seconds: Until the call's time is up.
         random: From [0, 1); spreads callers that failed together (full jitter).
         connect_window_seconds: A server that does not accept connections is given up after this.
+        restart_seconds: Such a server is not given up before this, however often it was asked.
 
     Returns:
         Seconds to wait, less than `remaining_seconds`; None: do not ask again.
@@ -98,10 +100,12 @@ def delay_seconds(
     rule = RULES.get(outcome.kind)
     if rule is None or remaining_seconds <= 0:
         return None
-    if rule.max_retries is not None and attempt > rule.max_retries:
-        return None
-    if outcome.kind is Kind.CONNECTION and elapsed_seconds >= connect_window_seconds:
-        return None
+    is_connection = outcome.kind is Kind.CONNECTION
+    if not (is_connection and elapsed_seconds < restart_seconds):
+        if rule.max_retries is not None and attempt > rule.max_retries:
+            return None
+        if is_connection and elapsed_seconds >= connect_window_seconds:
+            return None
     step = rule.first_seconds * rule.growth ** min(attempt - 1, _MAX_EXPONENT)
     step = min(step, rule.cap_seconds)
     wait = step * (0.5 + random / 2) if rule.is_poll else step * random

@@ -186,6 +186,8 @@ class PartScores:
     """The best passage of each item, where the reply has any."""
     long_documents: str | None = None
     """What the server says it did with long documents."""
+    truncated: Sequence[int] = ()
+    """Positions of the items that lost their end, where the reply names them."""
 
 
 def check_items(items: object) -> Sequence[Item]:
@@ -433,6 +435,7 @@ def read_scores(reply: Reply, ids: Sequence[str], *, are_shown: bool = False) ->
         read_timing(reply, content),
         _read_spans(found, ids) if handling == "max_passage" else None,
         handling,
+        _read_truncated(content, ids),
     )
 
 
@@ -483,6 +486,25 @@ def _read_spans(found: Any, ids: Sequence[str]) -> list[list[int] | None] | None
     return [None if (span := spans.get(item_id)) is None else list(span) for item_id in ids]
 
 
+def _read_truncated(content: Mapping[str, Any], ids: Sequence[str]) -> list[int]:
+    """Find the items that a reply says lost their end; most replies say nothing.
+
+    Raises:
+        InvalidResponseError: It names an item that was not sent.
+    """
+    named = content.get("truncated")
+    if named is None:
+        return []
+    position_of = {item_id: position for position, item_id in enumerate(ids)}
+    try:
+        if not isinstance(named, list):
+            raise TypeError(named)  # noqa: TRY301 - one message for all that is wrong
+        return sorted(position_of[item_id] for item_id in named)
+    except (KeyError, TypeError) as exc:
+        msg = f"'truncated' must hold ids that were sent, but got {named!r:.80}"
+        raise InvalidResponseError(msg) from exc
+
+
 def _read_handling(content: Mapping[str, Any]) -> str | None:
     handling = content.get("long_documents")
     return handling if isinstance(handling, str) else None
@@ -511,7 +533,19 @@ def merge_scores(
     timing = _slowest([part.timing for part in parts])
     if timing:
         result["timing"] = timing
+    truncated = _truncated(parts, shown_ids)
+    if truncated:
+        result["truncated"] = truncated
     return result
+
+
+def _truncated(parts: Sequence[PartScores], shown_ids: Sequence[str]) -> list[str]:
+    """Name the items that lost their end as the caller knows them."""
+    truncated, start = [], 0
+    for part in parts:
+        truncated += [shown_ids[start + position] for position in part.truncated]
+        start += len(part.scores)
+    return truncated
 
 
 def _handed_on(parts: Sequence[PartScores]) -> list[ScoreEntry] | None:

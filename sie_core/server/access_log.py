@@ -10,7 +10,10 @@ import logging
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import IO, Any, Literal
+
+import msgspec
 
 from sie_core.server.observation import Observation
 
@@ -21,7 +24,9 @@ ACCESS_LOGGER = "sie_core.server.access"
 
 _FIELDS = "fields"
 _PARTS = ("queue_ms", "tokenization_ms", "inference_ms")
-_SERVER_ERROR = 500
+_READY_PATH = "/readyz"
+"""Says 503 while models are loaded: an answer, not a failure."""
+
 _QUIET_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/metrics", "/v1/status"})
 """Asked every few seconds by machines and pages: logged only at the level `debug`."""
 
@@ -30,9 +35,10 @@ _logger = logging.getLogger(ACCESS_LOGGER)
 
 def write_access(seen: Observation) -> None:
     """Log one request."""
-    is_quiet = seen.path in _QUIET_PATHS and seen.status < _SERVER_ERROR
-    level = logging.DEBUG if is_quiet else logging.INFO
-    if seen.status >= _SERVER_ERROR:
+    is_not_ready = seen.path == _READY_PATH and seen.status == HTTPStatus.SERVICE_UNAVAILABLE
+    is_failed = seen.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not is_not_ready
+    level = logging.DEBUG if seen.path in _QUIET_PATHS else logging.INFO
+    if is_failed:
         level = logging.WARNING
     if _logger.isEnabledFor(level):
         line = f"{seen.method} {seen.path} {seen.status}"
@@ -70,7 +76,7 @@ class JsonFormatter(logging.Formatter):
         line = {**_head(record), "message": record.getMessage(), **_fields(record)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 class TextFormatter(logging.Formatter):

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from sie_core.local import LocalClient
 from sie_core.server import cohere, native, openai, openapi, page, status, tei
 from sie_core.server.access_log import write_access
-from sie_core.server.authentication import METRICS_PATH
+from sie_core.server.authentication import METRICS_PATH, STATUS_PATH
 from sie_core.server.failures import respond
 from sie_core.server.guards import guards, read_key_file
 from sie_core.server.metrics import Metrics
@@ -90,7 +90,7 @@ def _routes() -> list[Route]:
         route("/v1/models", native.models, "GET"),
         route("/v1/models/{model:path}/reload", native.reload, "POST"),
         route("/v1/models/{model:path}", native.model, "GET"),
-        route("/v1/status", status.status, "GET"),
+        route(STATUS_PATH, status.status, "GET"),
         route("/v1/rerank", cohere.rerank, "POST"),
         route("/v2/rerank", cohere.rerank_v2, "POST"),
         route("/rerank", tei.rerank, "POST"),

@@ -13,6 +13,7 @@ OPEN_PATHS = frozenset({"/", "/docs", "/healthz", "/livez", "/readyz", "/openapi
 """Say nothing that differs between servers: whether this one is up, its page, its description."""
 
 METRICS_PATH = "/metrics"
+STATUS_PATH = "/v1/status"
 
 _SCHEME = "bearer"
 _CHALLENGE = 'Bearer realm="sie"'

@@ -171,7 +171,7 @@ class Keys:
         except (OSError, InvalidRequestError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) else exc
             _logger.error(  # noqa: TRY400 - the reason says it all
-                "the key file %s was not read again, so the %d keys read before stay: %s",
+                "the key file %s was not read again; what was read before stays (keys: %d): %s",
                 self._path,
                 len(self),
                 reason,
@@ -194,7 +194,7 @@ class Keys:
         self._stamp = _stamp_of(self._path)
         text = self._path.read_bytes().decode(errors="replace")
         self._keys = read_keys(text, str(self._path))
-        _logger.info("%d keys may call, by %s", len(self), self._path)
+        _logger.info("the key file %s was read; keys: %d", self._path, len(self))
         if not self._keys:
             _logger.warning("the key file %s has no keys, so nobody may call", self._path)
         if self._path.stat().st_mode & _LOOSE_MODE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from prometheus_client import (
     CollectorRegistry,
@@ -46,6 +47,22 @@ _ITEMS = (1, 2, 5, 10, 20, 50, 100, 200, 512, 1000)
 _MS = 1000.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What is counted for one route and one model."""
+
+    route: str
+    model: str
+    duration: Histogram
+    body_bytes: Counter
+    items: Counter
+    tokens: Counter
+    truncated: Counter
+    size: Histogram
+    parts: list[tuple[str, Histogram]]
+    requests: dict[tuple[str, str], Counter] = field(default_factory=dict)
+
+
 class Metrics:
     """Count what passes, and ask the models how they stand when someone reads.
 
@@ -56,6 +73,7 @@ class Metrics:
     def __init__(self, service: Service) -> None:
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
+        self._calls: dict[tuple[str, str | None], _Call] = {}
         by_call = ("route", "model")
         self._requests = self._counter(
             "requests", "Requests that are over.", (*by_call, "status", "code")
@@ -89,20 +107,44 @@ class Metrics:
     def count(self, seen: Observation) -> None:
         """Count one request."""
         record = seen.record
-        route, model = record.route or OTHER, self._label(record.model)
-        self._requests.labels(route, model, str(seen.status), record.code or "").inc()
-        self._duration.labels(route, model).observe(seen.seconds)
-        self._body_bytes.labels(route, model).inc(record.num_body_bytes)
+        call = self._call(record.route or OTHER, record.model)
+        outcome = (str(seen.status), record.code or "")
+        if outcome not in call.requests:
+            call.requests[outcome] = self._requests.labels(call.route, call.model, *outcome)
+        call.requests[outcome].inc()
+        call.duration.observe(seen.seconds)
+        call.body_bytes.inc(record.num_body_bytes)
         if record.code is not None or not record.num_items:
             return
-        self._items.labels(route, model).inc(record.num_items)
-        self._size.labels(route, model).observe(record.num_items)
-        self._tokens.labels(route, model).inc(record.usage.get("input_tokens") or 0)
-        self._truncated.labels(route, model).inc(record.usage.get("truncated_items") or 0)
-        for name, histogram in self._parts.items():
+        call.items.inc(record.num_items)
+        call.size.observe(record.num_items)
+        call.tokens.inc(record.usage.get("input_tokens") or 0)
+        call.truncated.inc(record.usage.get("truncated_items") or 0)
+        for name, histogram in call.parts:
             milliseconds = record.timing.get(name)
             if milliseconds is not None:
-                histogram.labels(model).observe(milliseconds / _MS)
+                histogram.observe(milliseconds / _MS)
+
+    def _call(self, route: str, model: str | None) -> _Call:
+        """Return what is counted for a route and a model: finding it by labels takes longer."""
+        found = self._calls.get((route, model))
+        if found is not None:
+            return found
+        label = self._label(model)
+        found = _Call(
+            route=route,
+            model=label,
+            duration=self._duration.labels(route, label),
+            body_bytes=self._body_bytes.labels(route, label),
+            items=self._items.labels(route, label),
+            tokens=self._tokens.labels(route, label),
+            truncated=self._truncated.labels(route, label),
+            size=self._size.labels(route, label),
+            parts=[(name, histogram.labels(label)) for name, histogram in self._parts.items()],
+        )
+        if label != OTHER:  # whose callers' names are without number
+            self._calls[route, model] = found
+        return found
 
     def text(self) -> str:
         """Write all of them, as Prometheus reads them."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sie_core.server.failures import CLIENT_CLOSED_REQUEST
 from sie_core.server.record import CallRecord, record_of
 
-_FAILED = 500
+_REQUEST_ID_HEADER = b"x-request-id"
+_CODE_HEADER = b"x-sie-error-code"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -69,23 +70,24 @@ class Observed:
             return
         started = self._clock()
         record = record_of(scope)
-        request_id = record.request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        record.request_id = _request_id(_header(scope["headers"], _REQUEST_ID_HEADER))
+        named = (_REQUEST_ID_HEADER, record.request_id.encode())
         status: int | None = None
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=list(message.get("headers", ())))
-                headers["X-Request-Id"] = request_id
-                record.code = record.code or headers.get("x-sie-error-code")
-                message = {**message, "headers": headers.raw}
+                headers = message.get("headers", ())
+                if status >= HTTPStatus.BAD_REQUEST and record.code is None:
+                    record.code = _header(headers, _CODE_HEADER)
+                message = {**message, "headers": [*headers, named]}
             await send(message)
 
         try:
             await self._app(scope, receive, send_named)
         except Exception:
-            status = status or _FAILED
+            status = status or HTTPStatus.INTERNAL_SERVER_ERROR
             raise
         finally:
             if record.route is None:  # of one that is no call, such as the page
@@ -108,6 +110,14 @@ def client_address(scope: Scope) -> str | None:
     return client[0] if client else None
 
 
+def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """Return a header, by its name in small letters; None if it is not there."""
+    for found, value in headers:
+        if found.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
 def _request_id(given: str | None) -> str:
     """Take the caller's, unless it could upset a log or a header."""
-    return given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

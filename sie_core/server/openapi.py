@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -26,6 +27,12 @@ from sie_core.server.operations import (
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 _REFUSAL_HEADERS: Final = ("X-SIE-Error-Code",)
+_HEAD_TOO_LARGE: Final = {
+    "description": "Request line and headers are too large; told before any route is found.",
+    "content": {JSON: {"schema": {"$ref": "#/components/schemas/DetailReply"}}},
+}
+"""What any operation may answer with besides."""
+
 _RETRIED: Final = (429, 503)
 """Statuses that say when to come back."""
 
@@ -70,6 +77,7 @@ def document() -> dict[str, Any]:
                 name: {"description": description, "schema": schema}
                 for name, (description, schema) in HEADERS.items()
             },
+            "responses": {"HeadTooLarge": _HEAD_TOO_LARGE},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
@@ -81,7 +89,7 @@ def _shapes() -> list[Any]:
     named = []
     for operation in OPERATIONS:
         answered = [answer.shape for answer in operation.answers.values()]
-        named += [operation.body, operation.failure, *answered]
+        named += [operation.body, operation.refusal, *answered]
     return [shape for shape in named if shape is not None]
 
 
@@ -96,14 +104,15 @@ def _describe(operation: Operation, schema_of: Mapping[str, Any]) -> dict[str, A
     answers = {
         str(status): _answer(answer, schema_of) for status, answer in operation.answers.items()
     }
-    for status, description in operation.more_failures.items():
+    for status, description in operation.refusals.items():
         retried = ("Retry-After",) if status in _RETRIED else ()
         refusal = Answer(
             description=description,
-            shape=operation.failure,
+            shape=operation.refusal,
             headers=(*_REFUSAL_HEADERS, *retried),
         )
         answers[str(status)] = _answer(refusal, schema_of)
+    answers["431"] = {"$ref": "#/components/responses/HeadTooLarge"}
     described: dict[str, Any] = {
         "operationId": operation.name,
         "tags": [operation.group],
@@ -172,21 +181,22 @@ def _section(operation: Operation, described: Mapping[str, Any]) -> str:
     title = f"<code>{operation.method} {html.escape(operation.path)}</code>"
     said = (operation.summary, operation.description)
     parts = [f"<section><h2>{title}</h2>"]
-    parts += [f"<p>{html.escape(text)}</p>" for text in said if text]
+    parts += [f"<p>{_prose(text)}</p>" for text in said if text]
     if operation.body is not None:
         content = described["requestBody"]["content"][JSON]
         parts.append(f"<p>Body: {_reference(content['schema'])}</p>")
     if operation.example is not None:
-        written = json.dumps(operation.example)
+        written = json.dumps(operation.example, indent=2)
         command = (
             f"curl http://localhost:8080{operation.path} -H 'Content-Type: application/json' \\\n"
             f"  -H 'Accept: application/json' -d '{written}'"
         )
         parts.append(f"<pre>{html.escape(command)}</pre>")
     rows = [
-        f"<tr><td>{status}</td><td>{html.escape(answer['description'])}</td>"
+        f"<tr><td>{status}</td><td>{_prose(answer['description'])}</td>"
         f"<td>{_contents(answer['content'])}</td></tr>"
         for status, answer in described["responses"].items()
+        if "$ref" not in answer
     ]
     parts.append(f"<table>{''.join(rows)}</table></section>")
     return "".join(parts)
@@ -206,8 +216,12 @@ def _schema(schema: Mapping[str, Any]) -> str:
         f"<td>{'required' if name in required else ''}</td></tr>"
         for name, described in schema.get("properties", {}).items()
     ]
-    text = html.escape(schema.get("description", "")).replace("`", "")
-    return f"<p>{text}</p><table>{''.join(rows)}</table>"
+    return f"<p>{_prose(schema.get('description', ''))}</p><table>{''.join(rows)}</table>"
+
+
+def _prose(text: str) -> str:
+    """Write text with `code` in it."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _reference(schema: Mapping[str, Any]) -> str:

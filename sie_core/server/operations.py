@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -176,9 +176,6 @@ class TeiErrorReply(msgspec.Struct, kw_only=True):
     error_type: Literal["Backend", "Empty", "Overloaded", "Unhealthy", "Validation"]
 
 
-ModelsName = Annotated[str, msgspec.Meta(min_length=1)]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One status that an operation may answer with.
@@ -212,7 +209,8 @@ class Operation:
         is_body_required: Whether it may not be left out.
         example: A body that works.
         answers: By status: those that are this operation's own.
-        failure: The shape of refusals; None: there are only those in `answers`.
+        refusals: By further statuses: when they are answered with.
+        refusal: The shape of those.
         parameters: Names of those documented in `PARAMETERS`.
     """
 
@@ -227,9 +225,9 @@ class Operation:
     is_body_required: bool = True
     example: Mapping[str, Any] | None = None
     answers: Mapping[int, Answer]
-    failure: Any = None
+    refusals: Mapping[int, str] = field(default_factory=dict)
+    refusal: Any = None
     parameters: tuple[str, ...] = ()
-    more_failures: Mapping[int, str] = field(default_factory=dict)
 
 
 HEADERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -336,8 +334,8 @@ OPERATIONS: Final = (
                 headers=TIMES,
             )
         },
-        failure=DetailReply,
-        more_failures=_CALL_FAILURES,
+        refusal=DetailReply,
+        refusals=_CALL_FAILURES,
     ),
     Operation(
         method="POST",
@@ -357,8 +355,8 @@ OPERATIONS: Final = (
                 headers=TIMES,
             )
         },
-        failure=DetailReply,
-        more_failures=_CALL_FAILURES,
+        refusal=DetailReply,
+        refusals=_CALL_FAILURES,
     ),
     Operation(
         method="GET",
@@ -367,8 +365,8 @@ OPERATIONS: Final = (
         group="SIE",
         summary="List the models",
         answers={200: Answer(description="The models.", shape=ModelsReply)},
-        failure=DetailReply,
-        more_failures=_LOOK_FAILURES,
+        refusal=DetailReply,
+        refusals=_LOOK_FAILURES,
     ),
     Operation(
         method="GET",
@@ -378,8 +376,8 @@ OPERATIONS: Final = (
         summary="Say how a model stands",
         parameters=("model",),
         answers={200: Answer(description="The model.", shape=ModelReply)},
-        failure=DetailReply,
-        more_failures=_LOOK_FAILURES,
+        refusal=DetailReply,
+        refusals=_LOOK_FAILURES,
     ),
     Operation(
         method="POST",
@@ -395,8 +393,8 @@ OPERATIONS: Final = (
         body=ReloadBody,
         is_body_required=False,
         answers={200: Answer(description="The model, reloaded.", shape=ReloadedModelReply)},
-        failure=DetailReply,
-        more_failures=_CALL_FAILURES,
+        refusal=DetailReply,
+        refusals=_CALL_FAILURES,
     ),
     Operation(
         method="POST",
@@ -412,8 +410,8 @@ OPERATIONS: Final = (
         body=RerankBody,
         example={"model": "MODEL", "query": _QUERY, "documents": _TEXTS, "top_n": 1},
         answers={200: Answer(description="The ranking.", shape=RerankReply, headers=TIMES)},
-        failure=ErrorReply,
-        more_failures=_CALL_FAILURES,
+        refusal=ErrorReply,
+        refusals=_CALL_FAILURES,
     ),
     Operation(
         method="POST",
@@ -425,8 +423,8 @@ OPERATIONS: Final = (
         body=RerankBodyV2,
         example={"model": "MODEL", "query": _QUERY, "documents": _TEXTS, "top_n": 1},
         answers={200: Answer(description="The ranking.", shape=RerankReplyV2, headers=TIMES)},
-        failure=MessageReply,
-        more_failures=_CALL_FAILURES,
+        refusal=MessageReply,
+        refusals=_CALL_FAILURES,
     ),
     Operation(
         method="POST",
@@ -439,8 +437,8 @@ OPERATIONS: Final = (
         body=RankBody,
         example={"query": _QUERY, "texts": _TEXTS},
         answers={200: Answer(description="The ranking.", shape=list[Rank], headers=TIMES)},
-        failure=TeiErrorReply,
-        more_failures=_CALL_FAILURES
+        refusal=TeiErrorReply,
+        refusals=_CALL_FAILURES
         | {
             413: "There are too many texts, one is longer than the model reads and may not be cut, "
             "or the body is too large.",
@@ -461,8 +459,8 @@ OPERATIONS: Final = (
         body=EmbeddingsBody,
         example={"model": "MODEL", "input": _TEXTS},
         answers={200: Answer(description="The vectors.", shape=EmbeddingsReply, headers=TIMES)},
-        failure=ErrorReply,
-        more_failures=_CALL_FAILURES,
+        refusal=ErrorReply,
+        refusals=_CALL_FAILURES,
     ),
     Operation(
         method="GET",
@@ -471,8 +469,8 @@ OPERATIONS: Final = (
         group="Operation",
         summary="Say how the server and its models stand, in numbers",
         answers={200: Answer(description="The numbers.", shape=StatusReply)},
-        failure=DetailReply,
-        more_failures=_LOOK_FAILURES,
+        refusal=DetailReply,
+        refusals=_LOOK_FAILURES,
     ),
     Operation(
         method="GET",
@@ -481,8 +479,8 @@ OPERATIONS: Final = (
         group="Operation",
         summary="Tell Prometheus what was done",
         answers={200: Answer(description="The metrics.", media_types=("text/plain",))},
-        failure=DetailReply,
-        more_failures=_LOOK_FAILURES,
+        refusal=DetailReply,
+        refusals=_LOOK_FAILURES,
     ),
     Operation(
         method="GET",
@@ -493,8 +491,8 @@ OPERATIONS: Final = (
         answers={
             200: Answer(description="`ok`.", media_types=(TEXT,), headers=("X-SIE-Server-Version",))
         },
-        failure=DetailReply,
-        more_failures=_OPEN_FAILURES,
+        refusal=DetailReply,
+        refusals=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -505,8 +503,8 @@ OPERATIONS: Final = (
         answers={
             200: Answer(description="`ok`.", media_types=(TEXT,), headers=("X-SIE-Server-Version",))
         },
-        failure=DetailReply,
-        more_failures=_OPEN_FAILURES,
+        refusal=DetailReply,
+        refusals=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -520,8 +518,8 @@ OPERATIONS: Final = (
                 description="`loading` or `draining`: send calls elsewhere.", media_types=(TEXT,)
             ),
         },
-        failure=DetailReply,
-        more_failures=_OPEN_FAILURES,
+        refusal=DetailReply,
+        refusals=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -533,8 +531,8 @@ OPERATIONS: Final = (
             200: Answer(description="A page to rerank on.", media_types=(HTML,)),
             304: Answer(description="The browser has it.", media_types=()),
         },
-        failure=DetailReply,
-        more_failures=_OPEN_FAILURES,
+        refusal=DetailReply,
+        refusals=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -543,8 +541,8 @@ OPERATIONS: Final = (
         group="Operation",
         summary="Describe the server's routes",
         answers={200: Answer(description="An OpenAPI 3.1 document.", shape=dict[str, Any])},
-        failure=DetailReply,
-        more_failures=_OPEN_FAILURES,
+        refusal=DetailReply,
+        refusals=_OPEN_FAILURES,
     ),
     Operation(
         method="GET",
@@ -553,8 +551,8 @@ OPERATIONS: Final = (
         group="Operation",
         summary="Show the same to a reader",
         answers={200: Answer(description="A page.", media_types=(HTML,))},
-        failure=DetailReply,
-        more_failures=_OPEN_FAILURES,
+        refusal=DetailReply,
+        refusals=_OPEN_FAILURES,
     ),
 )
 """All of them, in the order of the document."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
-from typing import Final
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from sie_core.errors import InvalidRequestError, MissingDependencyError
 from sie_core.telemetry import use_providers
 from sie_core.telemetry.instruments import find_instruments
 
 _logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS: Final = 5.0
+"""How long the end of the server waits for the collector; the SDK alone would try for 20 s."""
 
 _SERVICE_NAME: Final = "sie-server"
 _ENDPOINTS: Final = (
@@ -62,12 +67,15 @@ def exporting(endpoint: str | None = None) -> Iterator[bool]:
     base = None if endpoint is None else endpoint.rstrip("/")
     resource = Resource.create(_own_attributes())
     tracer_provider = meter_provider = None
+    exporters: list[Any] = []
     if _is_wanted("OTEL_TRACES_EXPORTER"):
         spans = OTLPSpanExporter(endpoint=None if base is None else f"{base}/v1/traces")
+        exporters.append(spans)
         tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         tracer_provider.add_span_processor(BatchSpanProcessor(spans))
     if _is_wanted("OTEL_METRICS_EXPORTER"):
         metrics = OTLPMetricExporter(endpoint=None if base is None else f"{base}/v1/metrics")
+        exporters.append(metrics)
         meter_provider = MeterProvider(
             [PeriodicExportingMetricReader(metrics)], resource=resource, shutdown_on_exit=False
         )
@@ -77,9 +85,26 @@ def exporting(endpoint: str | None = None) -> Iterator[bool]:
         yield True
     finally:
         use_providers()
-        for provider in (tracer_provider, meter_provider):
-            if provider is not None:
-                provider.shutdown()
+        _end([it for it in (tracer_provider, meter_provider) if it is not None], exporters)
+
+
+def _end(providers: Sequence[Any], exporters: Sequence[Any]) -> None:
+    """Send what is left; a collector that does not answer must not keep the process alive."""
+    threads = [
+        threading.Thread(target=provider.shutdown, name="sie-export-end", daemon=True)
+        for provider in providers
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        for exporter in exporters:
+            exporter.shutdown()  # gives up trying again
+        _logger.warning(
+            "the collector did not take what was left within %g s; it is lost", PATIENCE_SECONDS
+        )
 
 
 def _check(endpoint: str | None) -> None:

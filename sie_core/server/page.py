@@ -46,7 +46,7 @@ def page_headers(content: bytes) -> dict[str, str]:
         "etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
         "x-content-type-options": "nosniff",
         "x-frame-options": "DENY",
-        "referrer-policy": "no-referrer",
+        "referrer-policy": "same-origin",
         "cross-origin-opener-policy": "same-origin",
         "permissions-policy": "camera=(), geolocation=(), microphone=()",
     }

@@ -25,7 +25,7 @@ from limits.aio.strategies import (
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sie_core.errors import InvalidRequestError
-from sie_core.server.authentication import METRICS_PATH, OPEN_PATHS
+from sie_core.server.authentication import METRICS_PATH, OPEN_PATHS, STATUS_PATH
 from sie_core.server.failures import Failure, refuse
 from sie_core.server.observation import client_address
 from sie_core.server.record import CallRecord, record_of
@@ -88,7 +88,7 @@ class RateLimited:
         app: ASGIApp,
         limits: Sequence[RateLimit],
         *,
-        open_paths: frozenset[str] = OPEN_PATHS | {METRICS_PATH},
+        open_paths: frozenset[str] = OPEN_PATHS | {METRICS_PATH, STATUS_PATH},
     ) -> None:
         self._app = app
         self._limits = tuple(limits)

@@ -65,6 +65,7 @@ class TraceRequests:
             with within(span.context):
                 await self._app(scope, receive, note_and_send)
         except Exception as exc:
+            status = status or HTTPStatus.INTERNAL_SERVER_ERROR
             span.fail(type(exc).__name__)
             raise
         finally:
@@ -142,7 +143,7 @@ class ScoringSpan:
 
     def _ranked(self, result: ScoreResult) -> list[tuple[int, float | None]]:
         """Return the places of the items and their scores, best first."""
-        if self._span.context is None:
+        if not self._span.is_recording:
             return []
         ids = [item.get("id") or f"item-{i}" for i, item in enumerate(self._items)]
         places = {item_id: place for place, item_id in reversed(list(enumerate(ids)))}

@@ -33,6 +33,11 @@ class RerankSpan:
         self._texts = texts
         self.context: Any = span.context
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether what came out is wanted."""
+        return self._span.is_recording
+
     @classmethod
     def start(
         cls,

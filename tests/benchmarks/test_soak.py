@@ -15,7 +15,7 @@ MINUTES = float(os.environ.get("SIE_SOAK_MINUTES", "1.25"))
 """Long enough for caches to be full, and for growth to stand out."""
 
 TOLERANCE_MIB_PER_MINUTE = 2.0
-"""In so short a time an allocator is not at rest; `make soak` allows none of it."""
+"""Less does not stand out in so short a time; `make soak` allows no growth at all."""
 
 
 def noisy(slope: float, *, num: int = 120, seed: int = 1) -> list[tuple[float, float]]:
@@ -35,10 +35,10 @@ def test_growth_is_found_and_noise_is_none() -> None:
     from soak import slope_of
 
     grown = slope_of(noisy(0.5))
-    assert grown.low > 0.4
-    assert grown.low < 0.5 < grown.high
+    assert 0.3 < grown.low < grown.per_minute < grown.high < 0.7
     level = slope_of(noisy(0))
-    assert level.low < 0 < level.high
+    assert level.low < 0
+    assert abs(level.per_minute) < 0.1
 
 
 def test_level_memory_is_rarely_taken_for_growth() -> None:
@@ -76,13 +76,14 @@ def test_nothing_grows_with_use(tiny_bert: Path) -> None:
             sys.executable,
             str(SCRIPT),
             *("--minutes", str(MINUTES), "--model", str(tiny_bert), "--pause-ms", "60"),
-            *("--tolerance", str(TOLERANCE_MIB_PER_MINUTE)),
+            *("--tolerance", str(TOLERANCE_MIB_PER_MINUTE), "--warm-up", "0.5"),
         ],
         capture_output=True,
         text=True,
         timeout=60 * MINUTES + 120,
         check=False,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        # One arena for all threads: with one for each, the last is full only after minutes.
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all together, awaited" in done.stdout

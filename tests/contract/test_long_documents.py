@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sie_core import Item, LocalClient
-from sie_core.errors import InvalidRequestError
+from sie_core.errors import InvalidRequestError, SIEError
 
 QUERY = "how many people live in berlin"
 LONG = "river " * 150 + "population of the city 😀 and people of berlin " + "the band " * 150
 TEXTS = ["berlin museum", LONG, "", "museum " * 300]
+
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+class Placed:
+    """A component's face that scores in this process, on a server, or by its fallback."""
+
+    def __init__(self, subject: Any, place: str, server: str) -> None:
+        self.subject = subject
+        self.place = place
+        self.settings: dict[str, Any] = {
+            "local": {},
+            "server": {"base_url": server},
+            "fallback": {"base_url": NOWHERE, "fallback": "local"},
+        }[place]
+
+    def make(self, model: str, **settings: Any) -> Any:
+        """Construct it; a server knows the model by another name."""
+        name = "test/tiny-bert" if self.place == "server" else model
+        return self.subject.make(name, **self.settings, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.subject, name)
+
+
+@pytest.fixture(params=["local", "server", "fallback"])
+def subject(request: pytest.FixtureRequest, local_subject: Any, sie_server: str) -> Placed:
+    """Each component's sync and async face, in each place."""
+    return Placed(local_subject, request.param, sie_server)
 
 
 @pytest.fixture
@@ -61,20 +92,23 @@ def test_a_bound_on_passages_holds(subject: Any, model: str, tolerance: float) -
 
 
 def test_long_documents_are_refused_where_that_is_asked(subject: Any, model: str) -> None:
-    """The error names them by their positions, blank documents counted."""
+    """The error names them by their positions, blank documents counted; a fallback's is a note."""
     component = subject.make(model, long_documents="error")
-    with pytest.raises(InvalidRequestError, match=r"2 of 3 items .* 128 tokens .* '1', '3'"):
+    with pytest.raises(SIEError) as caught:
         subject.rerank(component, QUERY, subject.documents(TEXTS))
+    said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert re.search(r"2 of 3 items .* 128 tokens .* '1', '3'", said), said
+    assert isinstance(caught.value, InvalidRequestError) == (subject.place != "fallback")
     short = [text for text in TEXTS if len(text) < 100]
     assert len(subject.rerank(component, QUERY, subject.documents(short))) == 2
 
 
 @pytest.fixture
-def framework(local_subject: Any) -> Any:
+def framework(subject: Placed) -> Placed:
     """Each framework's faces; the bare reranker ranks the texts that it is given."""
-    if type(local_subject).__name__.startswith("Bare"):
+    if type(subject.subject).__name__.startswith("Bare"):
         pytest.skip("it has no metadata")
-    return local_subject
+    return subject
 
 
 def test_metadata_prefixes_and_suffixes_are_ranked_with_the_content(

@@ -206,9 +206,10 @@ def test_no_items_give_no_scores(tiny_bert: Path) -> None:
 
 
 def test_max_length_shortens_and_is_counted(tiny_bert: Path) -> None:
-    """A shorter maximum truncates more texts, and the reply says how many."""
+    """A shorter maximum truncates more texts, and the reply says how many and which."""
     result = LocalClient().score(str(tiny_bert), QUERY, items(TEXTS), options={"max_length": 8})
     assert result["usage"]["truncated_items"] == 4
+    assert len(result["truncated"]) == 4
     assert result["usage"]["input_tokens"] <= 8 * len(TEXTS)
 
 
@@ -225,6 +226,7 @@ def test_a_documents_own_maximum_shortens_it_alone(
         )
     assert by_id(cut) == pytest.approx(short, abs=1e-6)
     assert cut["usage"]["truncated_items"] == 1
+    assert cut["truncated"] == ["d0"]
     assert not caplog.records
 
 

@@ -107,23 +107,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def find_python() -> Path | None:
-    """Look for Python 3.12: SIE_TEST_PYTHON312, then PATH, then pyenv."""
-    named = os.environ.get("SIE_TEST_PYTHON312")
-    if named:
-        return Path(named)
-    found = shutil.which("python3.12")
-    candidates = [Path(found)] if found else []
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    candidates += sorted(root.glob("versions/3.12*/bin/python"), reverse=True)
-    for python in candidates:
-        asked = [str(python), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
-        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if answer.stdout.strip() == "3.12":  # a pyenv shim may answer for another version
-            return python
-    return None
-
-
 def install(python: Path, folder: Path) -> None:
     """Make the environment and the model, unless they are there."""
     done = folder / "installed"
@@ -171,16 +154,13 @@ class RealServer:
 
 
 @pytest.fixture(scope="session")
-def environment() -> Path:
+def environment(python312: Path) -> Path:
     """The folder with sie-server installed, or a skip that says why there is none."""
-    python = find_python()
-    if python is None:
-        pytest.skip("sie-server 0.10.1 needs Python 3.12: set SIE_TEST_PYTHON312 to one")
     if sys.platform == "win32":
         pytest.skip("sie-server needs uvloop, which Windows has not")
     root = Path(__file__).parents[2]
     folder = Path(os.environ.get("SIE_TEST_REAL_SERVER", root / ".build" / "real-server"))
-    install(python, folder)
+    install(python312, folder)
     return folder
 
 

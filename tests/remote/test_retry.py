@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ def delay(
     random: float = 0.5,
     hint: float | None = None,
     window: float = math.inf,
+    restart: float = 0.0,
 ) -> float | None:
     """Ask for a delay with defaults."""
     return delay_seconds(
@@ -34,6 +36,7 @@ def delay(
         remaining_seconds=remaining,
         random=random,
         connect_window_seconds=window,
+        restart_seconds=restart,
     )
 
 
@@ -114,6 +117,14 @@ def test_a_dead_server_is_given_up_within_the_connect_timeout() -> None:
     """Connections are not tried again once that much time went into them."""
     assert delay(Kind.CONNECTION, elapsed=0.9, window=1.0) is not None
     assert delay(Kind.CONNECTION, elapsed=1.0, window=1.0) is None
+
+
+def test_a_server_that_restarts_is_asked_until_it_has_had_its_time() -> None:
+    """Neither the number of tries nor the connect window ends that earlier, for this kind alone."""
+    terms: dict[str, Any] = {"attempt": 50, "window": 1.0, "restart": 30.0}
+    assert delay(Kind.CONNECTION, elapsed=29.0, **terms) is not None
+    assert delay(Kind.CONNECTION, elapsed=30.0, **terms) is None
+    assert delay(Kind.GATEWAY, elapsed=1.0, **terms) is None
     assert delay(Kind.BUSY, elapsed=1.0, window=1.0) is not None
 
 

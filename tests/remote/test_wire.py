@@ -383,6 +383,15 @@ def test_parts_that_ran_side_by_side_have_the_slowest_ones_times() -> None:
     assert merged["timing"] == {"total_ms": 9.0, "queue_ms": 4.0}
 
 
+@pytest.mark.parametrize("named", [["x"], "a", [["a"]], 3, [None]])
+def test_what_lost_its_end_must_have_been_sent(named: Any) -> None:
+    """A list of ids that were sent, or the reply is not to be trusted."""
+    entries = [{"item_id": name, "score": 1.0} for name in ("a", "b")]
+    reply = scores_reply(entries, truncated=named)
+    with pytest.raises(InvalidResponseError, match="'truncated' must hold ids that were sent"):
+        wire.read_scores(reply, ["a", "b"])
+
+
 def test_equal_scores_keep_the_items_order() -> None:
     """Ties stay in retrieval order, whatever order the server gave them."""
     reply = scores_reply([{"item_id": name, "score": 1.0} for name in ("c", "a", "b")])

@@ -150,7 +150,7 @@ def test_a_file_that_breaks_leaves_the_keys_as_they_were(
             clock.now += 1
             assert keys.find(key) == line
     assert len(caplog.records) == 1
-    assert "the 1 keys read before stay" in caplog.text
+    assert "what was read before stays (keys: 1)" in caplog.text
     assert "oops" not in caplog.text
     write(path, "# nobody")
     clock.now += 1

@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from sie_core.server.access_log import (
 from sie_core.server.observation import Observation
 from sie_core.server.record import CallRecord
 from sie_core.server.run import Server
+from sie_core.server.settings import ModelSettings
 
 ASKED = "xyzzy-is-what-was-asked"
 SCORE = "/v1/score/test/tiny-bert-ce"
@@ -122,6 +124,21 @@ def test_health_checks_are_written_on_debug_only(served: Server, access_lines: A
         "/metrics": logging.DEBUG,
         "/v1/models": logging.INFO,
     }
+
+
+def test_a_server_that_is_not_ready_yet_says_so_quietly(
+    serve: Callable[..., Any], tiny_bert: Path, access_lines: Any
+) -> None:
+    """503 on `/readyz` is an answer; on a call it is worth a warning."""
+    models = (ModelSettings(name="tiny", source=str(tiny_bert), preload=False),)
+    server = serve(models=models)
+    server.app.state.service.is_ready = False
+    assert httpx.get(f"{server.url}/readyz").status_code == 503
+    levels = {line["level"] for line in access_lines.wait(1, "/readyz")}
+    assert levels == {logging.DEBUG}
+    assert httpx.post(f"{server.url}/v1/score/tiny", json=BODY).status_code in (200, 503)
+    (call,) = access_lines.wait(1, "/v1/score/tiny")
+    assert (call["level"] == logging.WARNING) is (call["status"] == 503)
 
 
 def seen(**given: Any) -> Observation:

@@ -63,6 +63,9 @@ def test_the_document_is_served_and_its_schemas_are_sound(served: Server) -> Non
         described["operationId"] for path in found["paths"].values() for described in path.values()
     ]
     assert len(set(names)) == len(OPERATIONS)
+    described = [operation for path in found["paths"].values() for operation in path.values()]
+    # Told by the connection, which test_hostile.py tries, before any route is found.
+    assert all("431" in operation["responses"] for operation in described)
     for schema in found["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
         assert schema["description"], schema["title"]

@@ -36,7 +36,7 @@ OURS_DIFFER = {
 OPENAI_FIELDS = {"id", "object", "created", "owned_by"}
 """What OpenAI's clients read of a model."""
 
-MORE_FIELDS = {"score_space", "timing", "loras", "usage", *OPENAI_FIELDS}
+MORE_FIELDS = {"score_space", "timing", "truncated", "loras", "usage", *OPENAI_FIELDS}
 """What our replies say besides."""
 
 

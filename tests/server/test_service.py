@@ -37,6 +37,21 @@ def test_scores_are_the_engines(served: Server, tiny_bert: Path) -> None:
         assert result["score_space"] == expected["score_space"]
 
 
+@pytest.mark.parametrize("has_ids", [True, False])
+def test_items_that_lost_their_end_are_named_across_requests(
+    served: Server, *, has_ids: bool
+) -> None:
+    """By the caller's ids, or the ones that the caller sees; 600 items are two requests."""
+    texts = ["river " * (500 if i in {0, 511, 512, 599} else 1) for i in range(600)]
+    given = [Item(id=f"d{i}", text=text) if has_ids else Item(text=text) for i, text in enumerate(texts)]  # fmt: skip  # noqa: E501
+    with SIEClient(served.url) as client:
+        result = client.score("test/tiny-bert-ce", QUERY, given)
+        none = client.score("test/tiny-bert-ce", QUERY, ITEMS)
+    prefix = "d" if has_ids else "item-"
+    assert result["truncated"] == [f"{prefix}{i}" for i in (0, 511, 512, 599)]
+    assert "truncated" not in none
+
+
 def test_the_score_space_asked_for_is_given(served: Server) -> None:
     """`score_space` is an option like any other, and the reply confirms it."""
     with SIEClient(served.url) as client:

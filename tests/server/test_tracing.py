@@ -6,6 +6,7 @@ import gzip
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from sie_core.errors import InvalidRequestError, MissingDependencyError
 from sie_core.server.otlp import exporting
 from sie_core.server.run import Server
 from sie_core.server.settings import ModelSettings
+from sie_core.telemetry.otel import find_tracer
 
 QUERY = Item(text="secret question")
 ITEMS = [Item(id="first", text="secret museum"), Item(text="a river")]
@@ -298,11 +300,31 @@ def test_spans_and_metrics_reach_a_collector(
     assert {b"sie.rerank.duration", b"sie.engine.tokens", b"sie.engine.batch.fill"} <= names
 
 
+def test_a_collector_that_is_not_there_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it did not take in time is lost, and the log says so."""
+    monkeypatch.setattr("sie_core.server.otlp.PATIENCE_SECONDS", 0.05)
+    with exporting("http://127.0.0.1:9"):
+        Reranker("m", client=Once()).rerank("q", ["a"])
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2
+    assert "did not take what was left" in caplog.text
+
+
+class Once:
+    """A client that answers at once."""
+
+    def score(self, model: str, _query: Item, items: list[Item], **_: Any) -> dict[str, Any]:
+        scores = [{"item_id": item["id"], "score": 1.0} for item in items]
+        return {"model": model, "query_id": None, "scores": scores}
+
+
 def test_nothing_is_exported_where_nobody_says_where_to() -> None:
     """Neither a flag nor a variable: no thread, no provider."""
     with exporting() as is_exporting:
         assert not is_exporting
-        assert not [it for it in threading.enumerate() if "Otel" in it.name]
+        assert find_tracer() is None
 
 
 def test_opentelemetrys_own_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

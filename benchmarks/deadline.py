@@ -2,8 +2,8 @@
 
 500 calls of the default model with random numbers of HotpotQA paragraphs and random deadlines: how
 many end within the deadline and 25 ms, how much they get scored of what a call without a deadline
-scores in the time, and whether their scores are those of a whole run. Between calls it waits for 20 ms
-doing nothing: how late the machine itself is, which other programs make so.
+scores in the time, and whether their scores are those of a whole run. Between calls it waits for
+20 ms doing nothing: how late the machine itself is, which other programs make so.
 """
 
 from __future__ import annotations

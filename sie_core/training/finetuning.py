@@ -104,6 +104,12 @@ class Finetuning:
         state = StateFolder(self.out / STATE, self._identity())
         try:
             outcome = self._run(state.path)
+        except BaseException as exc:
+            if not isinstance(exc, InvalidRequestError):  # the same call would fail again
+                self.tell(
+                    f"what was done is kept in {state.path}; the same command continues there"
+                )
+            raise
         finally:
             state.close()
         if not self.keep:

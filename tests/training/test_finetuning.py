@@ -173,8 +173,15 @@ def test_an_interrupted_run_continues_in_its_folder(
             raise _StopError
 
     settings = make_settings()
+    told: list[str] = []
+
+    def tell(message: str) -> None:
+        told.append(message)
+        stop(message)
+
     with pytest.raises(_StopError):
-        run(settings, tell=stop)
+        run(settings, tell=tell)
+    assert told[-1].endswith("run; the same command continues there")
     assert (tmp_path / "out" / "run" / "test" / "before" / "scores.jsonl").exists()
     outcome = run(settings)
     assert "continued from step 2 after an interruption" in outcome.training

@@ -110,7 +110,9 @@ def test_distillation_learns_the_teachers_differences(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-@pytest.mark.parametrize("base", ["tiny_bert", "tiny_xlmr", "tiny_modernbert"])
+@pytest.mark.parametrize(
+    "base", ["tiny_bert", "tiny_bert_two_labels", "tiny_xlmr", "tiny_modernbert"]
+)
 def test_the_engine_scores_with_the_adapter_as_peft_does(
     base: str, tmp_path: Path, make_settings: MakeSettings, request: pytest.FixtureRequest
 ) -> None:
@@ -307,6 +309,31 @@ def test_settings_are_checked(setting: dict[str, Any], message: str) -> None:
     """By name and value, before anything is loaded."""
     with pytest.raises(InvalidRequestError, match=message):
         TrainingSettings(**setting)
+
+
+def test_nothing_is_asked_of_the_hub(
+    files: ModelFiles,
+    tmp_path: Path,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Saving neither looks the base up nor sends anything, whatever the base is called."""
+    import socket
+
+    asked: list[object] = []
+
+    def refuse(*address: object, **_: object) -> None:
+        asked.append(address)
+        msg = "no network in this test"
+        raise OSError(msg)
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    named = ModelFiles(name="cross-encoder/ms-marco", folder=files.folder, source="hub")
+    fit(named, tmp_path, make_settings())
+    assert not asked
+    config = json.loads((tmp_path / "result" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "cross-encoder/ms-marco"
 
 
 def test_checkpoints_are_few(

@@ -118,6 +118,7 @@ bench: fetch
 	@$(BIN)/python benchmarks/floor.py --quick --json $(BENCH)/floor.json
 	@$(BIN)/python benchmarks/scaling.py --quick --json $(BENCH)/scaling.json
 	@$(BIN)/python benchmarks/memory.py --quick --json $(BENCH)/memory.json
+	@$(BIN)/python benchmarks/server_load.py --quick --json $(BENCH)/server_load.json
 	@$(BIN)/python benchmarks/order_kept.py --quick --json $(BENCH)/order_kept.json
 	@if [ -e $(PEERS)/.installed ]; then \
 	  $(BIN)/python benchmarks/vs_peers.py --quick --shapes mixed --json $(BENCH)/vs_peers.json; \

@@ -28,6 +28,9 @@ from sie_core.local import LocalClient
 from sie_core.types import Item
 
 MODEL = "bench/model"
+NUM_CALLS = 32
+"""Different calls, made round and round."""
+
 TOLERANCE = {"exact": 1e-4, "fast": 0.05}
 
 
@@ -126,7 +129,7 @@ def main() -> None:
     corpus, rng = Corpus.load(), random.Random(5)
     workloads = [
         corpus.of_lengths(mixed_lengths(rng, arguments.documents), f"load {number}")
-        for number in range(2 * arguments.callers)
+        for number in range(NUM_CALLS)
     ]
     report = Report("server_load", mode=arguments.mode, callers=arguments.callers)
     client = LocalClient(mode=arguments.mode)

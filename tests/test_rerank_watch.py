@@ -364,6 +364,7 @@ async def test_calls_are_measured(way: str, telemetry: Any) -> None:
     assert (queue.count, queue.sum) == (2, pytest.approx(0.003))
 
 
+@pytest.mark.usefixtures("released")
 def test_the_engine_is_observed(telemetry: Any, tiny_bert: Path) -> None:
     """Tokens, batches and their fill, and what waits, for each loaded model."""
     with Reranker(str(tiny_bert), num_threads=1) as reranker:

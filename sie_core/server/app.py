@@ -64,7 +64,7 @@ def create_app(
 
     metrics = Metrics(service)
     app = Starlette(
-        routes=[*_routes(), route(METRICS_PATH, metrics.answer, "GET"), *page.routes()],
+        routes=[*_routes(), route(METRICS_PATH, metrics.answer, "GET")],
         middleware=[
             Middleware(TraceRequests),
             *guards(
@@ -90,6 +90,7 @@ def _routes() -> list[Route]:
         route("/v1/models", native.models, "GET"),
         route("/v1/models/{model:path}/reload", native.reload, "POST"),
         route("/v1/models/{model:path}", native.model, "GET"),
+        route("/", page.page, "GET"),
         route(STATUS_PATH, status.status, "GET"),
         route("/v1/rerank", cohere.rerank, "POST"),
         route("/v2/rerank", cohere.rerank_v2, "POST"),

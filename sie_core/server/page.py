@@ -9,29 +9,29 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import cache
 from importlib import resources
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 PAGE = "page.html"
 
 _INLINE = re.compile(r"<(script|style)(?:\s[^>]*)?>(.*?)</\1>", re.DOTALL)
 
 
-def routes() -> list[Route]:
-    """Return the page's route; the file is read once, here."""
+async def page(request: Request) -> Response:
+    """Answer `GET /`: the page, or 304 where the browser has this very one."""
+    content, headers = _page()
+    if headers["etag"] in known_tags(request.headers.get("if-none-match", "")):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@cache
+def _page() -> tuple[bytes, dict[str, str]]:
     content = resources.files("sie_core.server").joinpath(PAGE).read_bytes()
-    headers = page_headers(content)
-
-    async def page(request: Request) -> Response:
-        """Give the page, or 304 where the browser has this very one."""
-        if headers["etag"] in known_tags(request.headers.get("if-none-match", "")):
-            return Response(status_code=304, headers=headers)
-        return Response(content, media_type="text/html; charset=utf-8", headers=headers)
-
-    return [Route("/", page, name="page", include_in_schema=False)]
+    return content, page_headers(content)
 
 
 def page_headers(content: bytes) -> dict[str, str]:

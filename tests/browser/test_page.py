@@ -491,6 +491,18 @@ def test_errors_are_readable(page: Any, served: str) -> None:
     assert page.locator("#trouble").inner_text() == ""
 
 
+def test_the_page_finds_a_server_that_comes_back(page: Any, served: str) -> None:
+    """It says that there is no answer, and goes on asking."""
+    page.route("**/v1/**", lambda route: route.abort())
+    page.goto(f"{served}/")
+    expect(page.locator("#model-state")).to_contain_text("did not answer")
+    expect(page.locator("#facts")).to_contain_text("did not answer")
+    page.unroute("**/v1/**")
+    expect(page.locator("#facts")).to_contain_text("up ")
+    expect(page.locator("#model option")).to_have_count(3)
+    expect(page.locator("#model-state")).to_contain_text("loaded")
+
+
 def test_what_is_missing_is_asked_for(page: Any, served: str) -> None:
     """By a sentence at the field, which gets the focus."""
     visit(page, served)

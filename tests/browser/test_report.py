@@ -60,6 +60,7 @@ def _model(label: str, quality: float) -> dict[str, Any]:
             "p95_ms": 234.5,
             "pairs_per_second": 456.7,
             "num_pairs": 4000,
+            "num_scored": 3990,
             "num_truncated": 3,
         },
         "depths": [

@@ -102,14 +102,20 @@ def test_a_small_request_is_not_stuck_behind_a_large_one(
 def test_a_large_request_leaves_the_event_loop_to_others(
     serve: Callable[..., Server], tiny_bert: Path
 ) -> None:
-    """While the tokens of one request are made, in a thread, the server answers another."""
+    """While the tokens of one request are made, in a thread, the server answers another.
+
+    That one is small: no thread is asked for it.
+    """
     client = LocalClient(mode="exact")
     url = serve(models=(ModelSettings(name="m", source=str(tiny_bert)),), client=client).url
     loaded = client.loaded_model(str(tiny_bert))
     assert loaded is not None
     score_job, is_making, may_go_on = loaded.model.score_job, threading.Event(), threading.Event()
 
+    threads: dict[int, str] = {}
+
     def make_slowly(request: Any) -> Any:
+        threads[len(request.items)] = threading.current_thread().name
         if len(request.items) == NUM_LARGE:
             is_making.set()
             assert may_go_on.wait(PATIENCE_SECONDS)
@@ -122,3 +128,5 @@ def test_a_large_request_leaves_the_event_loop_to_others(
             assert num_scores(small) == 2
         may_go_on.set()
         assert num_scores(large) == NUM_LARGE
+    assert threads[2] == "sie-test-server"  # the event loop's own
+    assert threads[NUM_LARGE] != "sie-test-server"

@@ -300,6 +300,21 @@ def test_spans_and_metrics_reach_a_collector(
     assert {b"sie.rerank.duration", b"sie.engine.tokens", b"sie.engine.batch.fill"} <= names
 
 
+def test_the_command_exports_and_sends_what_is_left_at_its_end(
+    tiny_bert: Path, serve_command: Any
+) -> None:
+    """`sie serve --otlp-endpoint`, and a call; its spans come when it is told to stop."""
+    collector = Collector()
+    with collector.running():
+        with serve_command(f"m={tiny_bert}", "--otlp-endpoint", collector.url) as (url, _):
+            headers = {"traceparent": TRACEPARENT}
+            reply = httpx.post(f"{url}/v1/score/m", json=body(), headers=headers)
+            assert reply.status_code == 200
+        assert collector.has_all.wait(30)
+    assert bytes.fromhex(TRACE_ID) in collector.bodies["/v1/traces"]
+    assert b"sie.rerank.duration" in collector.bodies["/v1/metrics"]
+
+
 def test_a_collector_that_is_not_there_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

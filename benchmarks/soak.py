@@ -79,7 +79,7 @@ def _latency(rng: random.Random) -> dict[str, Any]:
     return {"max_latency_ms": rng.uniform(20, 500)}
 
 
-_PASSAGES = {"long_documents": "max_passage", "max_passages": 4}
+_PASSAGES = {"long_documents": "max_passage", "passage_length": 60, "max_passages": 4}
 _CASCADE = {"cascade": [("MODEL", 0.3)]}
 
 FEATURES = (

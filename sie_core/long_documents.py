@@ -19,7 +19,7 @@ Handling = Literal["truncate", "max_passage", "error"]
 """`truncate`: what does not fit is cut off. `max_passage`: the document is read in overlapping
 passages, and its score is that of the best one. `error`: the call is refused."""
 
-OPTIONS = ("long_documents", "passage_overlap", "max_passages")
+OPTIONS = ("long_documents", "passage_length", "passage_overlap", "max_passages")
 """Their names in the options of `score`."""
 
 PASSAGE_OVERLAP = 64
@@ -35,6 +35,8 @@ class LongDocuments:
 
     Attributes:
         how: See `Handling`; None leaves it to whoever scores, which is `truncate`.
+        passage_length: Tokens of the document in a passage; None means as many as the model reads
+            beside the query.
         passage_overlap: Tokens that neighbouring passages share, at most half of one; None means
             `PASSAGE_OVERLAP`.
         max_passages: Passages of one document; what is behind them is not read, and counted as
@@ -45,6 +47,7 @@ class LongDocuments:
     """
 
     how: Handling | None = None
+    passage_length: int | None = None
     passage_overlap: int | None = None
     max_passages: int | None = None
 
@@ -60,6 +63,7 @@ class LongDocuments:
         if overlap is not None and overlap < 0:
             msg = f"passage_overlap must be at least 0, but got {overlap}"
             raise InvalidRequestError(msg)
+        check_top_k(self.passage_length, name="passage_length")
         check_top_k(self.max_passages, name="max_passages")
 
     @property
@@ -86,6 +90,7 @@ class LongDocuments:
         """
         found = cls(
             how=options.get("long_documents"),
+            passage_length=options.get("passage_length"),
             passage_overlap=options.get("passage_overlap"),
             max_passages=options.get("max_passages"),
         )
@@ -104,7 +109,7 @@ class LongDocuments:
             return {}
         sizes: dict[str, Any] = {}
         if self.has_passages:
-            sizes = {"passage_overlap": self.passage_overlap, "max_passages": self.max_passages}
+            sizes = {name: getattr(self, name) for name in OPTIONS[1:]}
         given = {"long_documents": self.how} | sizes
         return {name: value for name, value in given.items() if value is not None}
 

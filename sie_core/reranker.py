@@ -96,6 +96,7 @@ class Reranker(ClientHolder):
             `truncate` cuts their end off; `max_passage` scores overlapping passages and takes the
             best, whose place is in `RankedEntry.span`; `error` refuses the call. A server that
             does not say that it did so is refused. None means `truncate`.
+        passage_length: Tokens of the document in a passage; None means as many as the model reads.
         passage_overlap: Tokens that neighbouring passages share; None means 64.
         max_passages: Passages of one document at most; None means 32.
         revision: In-process: branch, tag or commit of the model on the hub, and of those in
@@ -147,6 +148,7 @@ class Reranker(ClientHolder):
         batch_size: int | None = None,
         lora: str | None = None,
         long_documents: Handling | None = None,
+        passage_length: int | None = None,
         passage_overlap: int | None = None,
         max_passages: int | None = None,
         revision: str | None = None,
@@ -194,7 +196,10 @@ class Reranker(ClientHolder):
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
         self.long_documents = LongDocuments(
-            how=long_documents, passage_overlap=passage_overlap, max_passages=max_passages
+            how=long_documents,
+            passage_length=passage_length,
+            passage_overlap=passage_overlap,
+            max_passages=max_passages,
         )
         self.max_latency_ms = max_latency_ms
         self.score_cache = ScoreCache.of(score_cache)

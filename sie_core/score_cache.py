@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import sqlite3
 import struct
 import threading
 import uuid
@@ -28,10 +30,15 @@ if TYPE_CHECKING:
 
     from sie_core.steps import Reply
 
+_logger = logging.getLogger(__name__)
+
 DEFAULT_MAX_BYTES: Final = 64 * 2**20
 """Scores of some 160,000 pairs."""
 
 DEFAULT_MAX_DISK_BYTES: Final = 2**30
+
+_MAX_WAIT_SECONDS: Final = 0.5
+"""How long a call waits for others that write to the same folder."""
 
 _ENTRY_BYTES: Final = 420
 """What one score takes in memory, with its key and its places in three tables, at the moment when
@@ -326,7 +333,10 @@ def _name_of_object(client: Any) -> str | None:
 
 
 class _Disk:
-    """Scores in files: the keys and values are plain bytes, and pickles are refused."""
+    """Scores in files: the keys and values are plain bytes, and pickles are refused.
+
+    A folder that cannot be read or written, or not soon, costs the scores in it and no call.
+    """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         try:
@@ -334,20 +344,34 @@ class _Disk:
         except ImportError as exc:
             msg = "a score_cache with a folder needs diskcache: pip install 'sie-core[cache]'"
             raise MissingDependencyError(msg) from exc
+        self._errors = (diskcache.Timeout, sqlite3.Error, OSError)
         self._cache: diskcache.Cache = diskcache.Cache(
             str(folder),
+            timeout=_MAX_WAIT_SECONDS,
             disk=_plain_disk(diskcache),
             size_limit=max_bytes,
             eviction_policy="least-recently-stored",  # reading writes nothing
         )
 
     def read(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        return [self._cache.get(key) for key in keys]
+        wanted = list(keys)
+        try:
+            return [self._cache.get(key) for key in wanted]
+        except self._errors as exc:
+            self._warn("read", exc)
+            return [None] * len(wanted)
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
-        with self._cache.transact():
-            for key, value in values.items():
-                self._cache.set(key, value)
+        try:
+            with self._cache.transact():
+                for key, value in values.items():
+                    self._cache.set(key, value)
+        except self._errors as exc:
+            self._warn("written", exc)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        folder = self._cache.directory
+        _logger.warning("the scores in %s could not be %s: %r", folder, what, error)
 
     def clear(self) -> None:
         self._cache.clear()

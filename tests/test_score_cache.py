@@ -96,6 +96,19 @@ def test_scores_outlive_the_process_on_disk(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_folder_that_another_holds_costs_no_call(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scores are kept in memory then, and it is said."""
+    cache = ScoreCache(10**6, folder=tmp_path)
+    with diskcache.Cache(str(tmp_path)) as other, other.transact():
+        cache.put_many({b"a": _score(1.0)})
+    assert cache.get_many([b"a"]) == [_score(1.0)]
+    assert cache.stats().num_disk_entries == 0
+    assert "could not be written: Timeout" in caplog.text
+    cache.close()
+
+
 def test_a_pickle_in_the_folder_is_not_read(tmp_path: Path) -> None:
     """Whoever can write there can change scores, but runs no code here."""
     with diskcache.Cache(str(tmp_path)) as planted:

@@ -79,13 +79,13 @@ class Cutter:
     keeps_end: bool = False
 
     def cut(self, text: str, ids: Int32s, offsets: Int32s, room: int) -> Cut | None:
-        """Cut a document into passages of `room` tokens.
+        """Cut a document into passages of one length.
 
         Args:
             text: The document, without what is put before it.
             ids: Its tokens with those of what is put before it, more than `room`.
             offsets: Where each begins and ends in both; [tokens, 2].
-            room: Tokens of a passage with those of what is put before it.
+            room: Tokens of a passage at most, with those of what is put before it.
 
         Returns:
             None where not one token of the document finds room.
@@ -95,6 +95,7 @@ class Cutter:
         width = room - num_lead
         if width < 1:
             return None
+        width = min(width, self.settings.passage_length or width)
         starts = self._starts(len(own), width)
         kept = starts[-self.settings.most :] if self.keeps_end else starts[: self.settings.most]
         return Cut(

@@ -193,18 +193,21 @@ def test_a_cascade_has_a_point_of_its_own(
     assert "scored by the model: 24 of 96 documents" in " ".join(shown.stdout.split())
 
 
-def test_an_early_stop_has_one_too(run_with: Callable[..., Any], beir: Path) -> None:
+@pytest.mark.usefixtures("beir")  # an empty cache
+def test_an_early_stop_has_one_too(run_with: Callable[..., Any], tmp_path: Path) -> None:
     """Documents that were not reached follow as retrieved, and are not counted as scored."""
+    large = make_beir(tmp_path / "large", num_queries=3, num_distractors=40)
 
     def run(*arguments: object) -> Any:
         return run_with(_with_economy, *arguments)
 
-    told = ("eval", "--dataset", beir, "--candidates", 8, "--batch-size", 2)
-    outcome = evaluated(run, *told, "--stop-when-stable", 1)
-    latency = outcome["models"][0]["latency"]
-    assert latency["num_scored"] == latency["num_pairs"]  # a top of 10 is never whole here
+    told = ("eval", "--dataset", large, "--candidates", 40, "--batch-size", 10, "-m", "contrary")
+    # BM25 has the shorter documents first, as the model: the first ten stay the best.
+    early = evaluated(run, *told, "--stop-when-stable", 1)
+    assert early["models"][0]["latency"]["num_scored"] == 3 * 20
     late = evaluated(run, *told, "--max-latency-ms", 60_000)
-    assert late["models"][0]["latency"]["num_scored"] == 8 * NUM_QUERIES
+    assert late["models"][0]["latency"]["num_scored"] == 3 * 40
+    assert early["models"][0]["metrics"] == late["models"][0]["metrics"]
 
 
 @pytest.mark.parametrize("wrong", ["long", "long:much", ":0.3", "long:0", "long:1.5"])

@@ -277,6 +277,7 @@ NON_DEFAULTS: dict[str, Any] = {
     "cascade": [{"model": "tiny/model", "keep": 0.3, "options": {"max_length": 64}}],
     "stop_when_stable": 2,
     "long_documents": "max_passage",
+    "passage_length": 200,
     "passage_overlap": 32,
     "max_passages": 8,
     "meta_template": "{name}: {value}",

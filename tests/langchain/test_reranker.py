@@ -431,6 +431,7 @@ def test_a_dump_describes_the_backend_but_holds_no_clients(client: Any) -> None:
         "wait_for_capacity": True,
         "timeout_seconds": 2.5,
         "long_documents": "max_passage",
+        "passage_length": 200,
         "passage_overlap": 32,
         "max_passages": 8,
         "meta_fields": ["title"],

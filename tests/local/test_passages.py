@@ -163,6 +163,20 @@ def test_the_first_passage_is_what_truncation_keeps(client: LocalClient, tiny_be
     assert one["d0"][1][0] == 0
 
 
+def test_passages_may_be_shorter_than_the_model_reads(client: LocalClient, tiny_bert: Path) -> None:
+    """What fits is read whole all the same."""
+    shorter = ask(client, tiny_bert, passage_length=30)
+    whole = ask(client, tiny_bert)
+    assert shorter["usage"]["passages"] > 2 * whole["usage"]["passages"]
+    assert by_id(shorter)["d1"][0] == pytest.approx(by_id(whole)["d1"][0], abs=1e-4)
+    _, span = by_id(shorter)["d0"]
+    assert span is not None
+    ids = CrossEncoderOracle(tiny_bert, 90).tokenizer(TEXTS[0][slice(*span)])["input_ids"]
+    assert 28 <= len(ids) - 2 <= 32  # a word may be cut at either end
+    longer = ask(client, tiny_bert, passage_length=10_000)
+    assert longer["scores"] == whole["scores"]
+
+
 def test_passages_and_cut_documents_are_counted(
     client: LocalClient, tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -417,6 +431,7 @@ def test_passages_cover_every_token_in_order(
         ({"long_documents": "split"}, "long_documents must be 'truncate', 'max_passage', 'error'"),
         ({"passage_overlap": -1}, "passage_overlap must be at least 0, but got -1"),
         ({"passage_overlap": 2.5}, "passage_overlap must be an integer or None, but got 2.5"),
+        ({"passage_length": 0}, "passage_length must be at least 1, but got 0"),
         ({"max_passages": 0}, "max_passages must be at least 1, but got 0"),
         (
             {"long_documents": "truncate", "max_passages": 3, "passage_overlap": None},

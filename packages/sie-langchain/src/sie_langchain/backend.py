@@ -185,6 +185,8 @@ class SIEScoring(SIEBackend):
     """What is done with documents that are longer than the model reads: `truncate` cuts their end
     off, `max_passage` takes the best of overlapping passages, `error` refuses the call; None means
     `truncate`."""
+    passage_length: int | None = Field(default=None, frozen=True)
+    """Tokens of the document in a passage; None means as many as the model reads."""
     passage_overlap: int | None = Field(default=None, frozen=True)
     """Tokens that neighbouring passages share; None means 64."""
     max_passages: int | None = Field(default=None, frozen=True)
@@ -237,6 +239,7 @@ class SIEScoring(SIEBackend):
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
             lora=self.lora,
+            passage_length=self.passage_length,
             passage_overlap=self.passage_overlap,
             max_passages=self.max_passages,
             calibration=self.calibration,

@@ -110,6 +110,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             cuts their end off; `max_passage` takes the best of overlapping passages, and
             `metadata["best_passage"]` of a copy of the node says where it is, `[start, end]` in
             the characters of its content; `error` refuses the call. None means `truncate`.
+        passage_length: Tokens of the node in a passage; None means as many as the model reads.
         passage_overlap: Tokens that neighbouring passages share; None means 64.
         max_passages: Passages of one node at most; None means 32.
         max_latency_ms: Return after this time with what is scored by then; the rest follows in
@@ -158,6 +159,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
     document_prefix: str = Field(description="Before each node's text.")
     document_suffix: str = Field(description="After each node's text.")
     long_documents: Handling | None = Field(description="What is done with long nodes.")
+    passage_length: int | None = Field(frozen=True, description="Tokens of a passage.")
     passage_overlap: int | None = Field(frozen=True, description="Tokens shared by passages.")
     max_passages: int | None = Field(frozen=True, description="Passages of one node at most.")
     keep_retrieval_score: bool = Field(description="Keep the retriever's score in metadata.")
@@ -200,6 +202,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         batch_size: int | None = None,
         lora: str | None = None,
         long_documents: Handling | None = None,
+        passage_length: int | None = None,
         passage_overlap: int | None = None,
         max_passages: int | None = None,
         max_latency_ms: float | None = None,
@@ -260,6 +263,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "document_prefix": document_prefix,
             "document_suffix": document_suffix,
             "long_documents": long_documents,
+            "passage_length": passage_length,
             "passage_overlap": passage_overlap,
             "max_passages": max_passages,
             "keep_retrieval_score": keep_retrieval_score,
@@ -301,6 +305,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             hedge_after_ms=self.hedge_after_ms,
             calibration=self.calibration,
             lora=self.lora,
+            passage_length=self.passage_length,
             passage_overlap=self.passage_overlap,
             max_passages=self.max_passages,
             score_cache=self.score_cache,

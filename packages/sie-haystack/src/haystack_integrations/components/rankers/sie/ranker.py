@@ -103,6 +103,7 @@ class SIERanker(SIEComponent):
             cuts their end off; `max_passage` takes the best of overlapping passages, and
             `meta["best_passage"]` says where it is, `[start, end]` in the characters of the
             content; `error` refuses the call. None means `truncate`.
+        passage_length: Tokens of the document in a passage; None means as many as the model reads.
         passage_overlap: Tokens that neighbouring passages share; None means 64.
         max_passages: Passages of one document at most; None means 32.
         max_latency_ms: Return after this time with what is scored by then; the rest follows in
@@ -163,6 +164,7 @@ class SIERanker(SIEComponent):
         max_length: int | None = None,
         lora: str | None = None,
         long_documents: Handling | None = None,
+        passage_length: int | None = None,
         passage_overlap: int | None = None,
         max_passages: int | None = None,
         max_latency_ms: float | None = None,
@@ -218,6 +220,7 @@ class SIERanker(SIEComponent):
         self.fuse_retrieval_score = fuse_retrieval_score
         self.lora = lora
         self.long_documents = long_documents
+        self.passage_length = passage_length
         self.passage_overlap = passage_overlap
         self.max_passages = max_passages
         self.max_latency_ms = max_latency_ms
@@ -431,6 +434,7 @@ class SIERanker(SIEComponent):
             fuse_retrieval_score=self.fuse_retrieval_score,
             lora=self.lora,
             long_documents=self.long_documents,
+            passage_length=self.passage_length,
             passage_overlap=self.passage_overlap,
             max_passages=self.max_passages,
             max_latency_ms=self.max_latency_ms,

@@ -161,6 +161,7 @@ def main() -> None:
                     "server MiB": served.resident_mib,
                 }
             )
+            print(f"round {number}: {rows[-1]['server / engine']:.3f} of the engine", flush=True)
     report.add(f"{arguments.callers} callers of {arguments.documents} documents", rows)
     ratio = statistics.median(row["server / engine"] for row in rows)
     growth = rows[-1]["server MiB"] / rows[0]["server MiB"]

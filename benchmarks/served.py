@@ -117,6 +117,8 @@ def _run(command: Sequence[str], settings: Mapping[str, str]) -> Iterator[subpro
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=settings, start_new_session=True
         )
+        # Whoever ends the script by a signal ends what it has started.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             yield process
         except ServerError as exc:
@@ -124,6 +126,7 @@ def _run(command: Sequence[str], settings: Mapping[str, str]) -> Iterator[subpro
             msg = f"{exc}:\n{log.read().decode()[-4000:]}"
             raise ServerError(msg) from exc
         finally:
+            signal.signal(signal.SIGTERM, before)
             _end(process)
 
 

@@ -19,6 +19,7 @@ from sie_core.remote.codec import JSON, MSGPACK
 from sie_core.server.admission import Visit
 from sie_core.server.failures import CallerGoneError, Failure, RefusedError
 from sie_core.server.record import record_of
+from sie_core.server.settings import ServerSettings
 from sie_core.server.values import check_values
 from sie_core.types import Item
 
@@ -92,6 +93,23 @@ async def read_body(request: Request, visit: Visit, *, max_bytes: int, seconds: 
         raise CallerGoneError from exc
     record_of(request.scope).num_body_bytes = num_bytes
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def receive(request: Request, visit: Visit, settings: ServerSettings, shape: type[_T]) -> _T:
+    """Read a request's body within the server's limits, and decode it.
+
+    Raises:
+        RefusedError: See `read_body`.
+        CallerGoneError: The same.
+        InvalidRequestError: It is not of the shape.
+    """
+    content = await read_body(
+        request,
+        visit,
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.body_timeout_seconds,
+    )
+    return decode(content, request.headers.get("content-type", ""), shape)
 
 
 def _too_large(max_bytes: int) -> Failure:

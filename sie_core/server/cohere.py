@@ -20,10 +20,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sie_core.server.bodies import json_reply
-from sie_core.server.dialect import read, score, service_of, to_items, wrong
+from sie_core.server.dialect import read, score, to_items, wrong
 from sie_core.server.failures import SHAPES, Failure
 from sie_core.server.native import timing_headers
 from sie_core.server.record import record_of
+from sie_core.server.service import service_of
 from sie_core.types import ScoreResult
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]

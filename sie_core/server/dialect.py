@@ -14,9 +14,9 @@ from starlette.requests import Request
 
 from sie_core.errors import InvalidRequestError
 from sie_core.server.admission import Visit
-from sie_core.server.bodies import ItemBody, decode, read_body, to_item
+from sie_core.server.bodies import ItemBody, receive, to_item
 from sie_core.server.failures import Failure, RefusedError
-from sie_core.server.service import Service
+from sie_core.server.service import service_of
 from sie_core.types import Item, ScoreResult
 
 _T = TypeVar("_T")
@@ -25,12 +25,6 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`( - at `\$`)?", re.D
 _MISSING = re.compile(r"Object missing required field `([^`]*)`( - at `\$`)?")
 _MISTYPED = re.compile(r".* - at `\$\.([A-Za-z_]\w*)[^`]*`", re.DOTALL)
 """What msgspec says of a body that is not of its shape."""
-
-
-def service_of(request: Request) -> Service:
-    """Return the service of the app that a request came to."""
-    service: Service = request.app.state.service
-    return service
 
 
 async def read(
@@ -47,15 +41,8 @@ async def read(
     Raises:
         RefusedError: It is not of the shape; the failure names the field.
     """
-    settings = service_of(request).settings
-    content = await read_body(
-        request,
-        visit,
-        max_bytes=settings.max_body_bytes,
-        seconds=settings.body_timeout_seconds,
-    )
     try:
-        return decode(content, request.headers.get("content-type", ""), shape)
+        return await receive(request, visit, service_of(request).settings, shape)
     except InvalidRequestError as exc:
         raise _translate(str(exc), requirements) from exc
 

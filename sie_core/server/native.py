@@ -19,13 +19,14 @@ from sie_core.server.bodies import (
     decode,
     json_reply,
     read_body,
+    receive,
     reply,
     to_item,
     to_items,
 )
 from sie_core.server.failures import Failure, RefusedError
 from sie_core.server.record import record_of
-from sie_core.server.service import Service
+from sie_core.server.service import service_of
 from sie_core.types import EncodeResult
 
 SERVED_BY: Final = {"X-SIE-Served-By": "local", "X-SIE-Server-Version": PROTOCOL_VERSION}
@@ -45,25 +46,13 @@ class ReloadBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     source: str | None = None
 
 
-def service_of(request: Request) -> Service:
-    """Return the service of the app that a request came to."""
-    service: Service = request.app.state.service
-    return service
-
-
 async def score(request: Request) -> Response:
     """Answer `POST /v1/score/{model}`."""
     service = service_of(request)
     settings = service.settings
     _check_remote(request)
     with service.door.enter() as visit:
-        content = await read_body(
-            request,
-            visit,
-            max_bytes=settings.max_body_bytes,
-            seconds=settings.body_timeout_seconds,
-        )
-        body = decode(content, request.headers.get("content-type", ""), ScoreBody)
+        body = await receive(request, visit, settings, ScoreBody)
         items = to_items(
             body.items, max_items=settings.max_items, max_item_bytes=settings.max_item_bytes
         )
@@ -85,13 +74,7 @@ async def encode(request: Request) -> Response:
     settings = service.settings
     _check_remote(request)
     with service.door.enter() as visit:
-        content = await read_body(
-            request,
-            visit,
-            max_bytes=settings.max_body_bytes,
-            seconds=settings.body_timeout_seconds,
-        )
-        body = decode(content, request.headers.get("content-type", ""), EncodeBody)
+        body = await receive(request, visit, settings, EncodeBody)
         items = to_items(
             body.items, max_items=settings.max_items, max_item_bytes=settings.max_item_bytes
         )

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sie_core.server.dialect import read, service_of, to_items, wrong
+from sie_core.server.dialect import read, to_items, wrong
 from sie_core.server.failures import SHAPES, Failure
 from sie_core.server.native import timing_headers
 from sie_core.server.record import record_of
+from sie_core.server.service import service_of
 
 _REQUIREMENTS: Final = {
     "dimensions": "a positive integer",

@@ -209,6 +209,12 @@ class Service:
         )
 
 
+def service_of(request: Request) -> Service:
+    """Return the service of the app that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
 def _note(request: Request, result: Mapping[str, Any]) -> None:
     """Keep what a call consumed, and where its time went, for the log and the metrics."""
     record = record_of(request.scope)

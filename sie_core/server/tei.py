@@ -15,9 +15,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sie_core.server.dialect import read, score, service_of, to_items
+from sie_core.server.dialect import read, score, to_items
 from sie_core.server.failures import SHAPES, Failure, RefusedError
 from sie_core.server.native import timing_headers
+from sie_core.server.service import service_of
 from sie_core.types import ScoreResult
 
 _REQUIREMENTS: Final = {

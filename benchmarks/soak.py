@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ NUM_SPANS = 10
 CONFIDENCE = 0.95
 _SAMPLES_PER_SPAN = 12
 _MIB = 1024 * 1024
-_WORDS = (Path(__file__).parents[1] / "sie_core" / "evaluation" / "words.txt").read_text().split()
+_WORDS = (files("sie_core.evaluation") / "words.txt").read_text("utf-8").split()
 
 Call = tuple[str, list[str], dict[str, Any]]
 """A query, documents, and what else `rerank` is given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,9 +15,7 @@ from sie_core.settings import DEFAULT_MODEL, SourceSettings
 if TYPE_CHECKING:
     from long_documents import Haystack
 
-WORDS = (
-    (Path(__file__).parents[2] / "sie_core" / "evaluation" / "words.txt").read_text("utf-8").split()
-)
+WORDS = (files("sie_core.evaluation") / "words.txt").read_text("utf-8").split()
 
 
 def haystack_of(tokenizer: Tokenizer) -> Haystack:

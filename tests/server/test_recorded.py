@@ -22,7 +22,7 @@ OURS_DIFFER = {
     "cold_model_loading_503_msgpack": "how a model stood then: test_shelf.py",
     "fault_load_fail_first": "a fault injected there: test_shelf.py",
     "fault_oom_503_resource_exhausted": "a fault injected there: test_failures.py",
-    "fault_oom_rerank": "a fault injected there: test_failures.py",
+    "fault_oom_rerank": "500 there, 503 as on other routes here: test_failures.py",
     "fault_queue_full_503": "a fault injected there: test_service.py",
     "fault_slow_load_first": "a fault injected there: test_shelf.py",
     "fault_slow_load_ok": "a fault injected there: test_shelf.py",

@@ -129,6 +129,10 @@ async def reload(request: Request) -> Response:
         )
         kind = request.headers.get("content-type", "")
         body = decode(content, kind, ReloadBody) if content.strip() else ReloadBody()
+        if body.source is not None and not record.is_admin:
+            # It may be any folder of this machine, or a download.
+            message = "naming another source for a model needs a key with the role admin"
+            raise RefusedError(Failure(status=403, code="FORBIDDEN", message=message))
         num_replaced = await service.shelf.reload(shelved, body.source)
     return json_reply({**await service.shelf.describe(shelved), "replaced": num_replaced})
 

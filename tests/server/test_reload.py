@@ -14,6 +14,7 @@ import pytest
 
 from sie_core import SIEClient
 from sie_core.local import LocalClient
+from sie_core.server.keys import make_key
 from sie_core.server.run import Server
 from sie_core.server.settings import ModelSettings
 from sie_core.types import Item
@@ -115,17 +116,22 @@ def scoring(model: str, **terms: Any) -> Callable[[SIEClient], Scores]:
 
 
 def test_a_reload_under_load_fails_no_call_and_mixes_no_scores(
-    serve: Serve, cold_bert: Path, other_bert: Path
+    serve: Serve, cold_bert: Path, other_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each reply is wholly the old weights' or the new ones', and later the new ones'."""
+    key, line = make_key("operator", is_admin=True)
+    (tmp_path / "keys").write_text(f"{line}\n")
+    monkeypatch.setenv("SIE_API_KEY", key)  # the callers'
     known = [engine_scores(cold_bert), engine_scores(other_bert)]
-    server = serve(models=(ModelSettings(name="m", source=str(cold_bert)),), allow_reload=True)
+    models = (ModelSettings(name="m", source=str(cold_bert)),)
+    server = serve(models=models, api_key_file=str(tmp_path / "keys"))
     with calling(server.url, *[scoring("m")] * 8) as callers:
         callers.wait_for_more()
         for folder, index in ((other_bert, 1), (cold_bert, 0), (other_bert, 1)):
             reply = httpx.post(
                 f"{server.url}/v1/models/m/reload",
                 json={"source": str(folder)},
+                headers={"Authorization": f"Bearer {key}"},
                 timeout=PATIENCE_SECONDS,
             )
             assert reply.status_code == 200, reply.text
@@ -134,6 +140,20 @@ def test_a_reload_under_load_fails_no_call_and_mixes_no_scores(
             assert all(which(mine[-1], known) == index for mine in callers.found)
     seen = {which(scores, known) for mine in callers.found for scores in mine}
     assert seen == {0, 1}
+
+
+def test_who_may_reload_may_not_choose_the_source(
+    serve: Serve, cold_bert: Path, other_bert: Path
+) -> None:
+    """It could be any folder of the machine, or a download: that is for admins."""
+    models = (ModelSettings(name="m", source=str(cold_bert)),)
+    server = serve(models=models, allow_reload=True)
+    url = f"{server.url}/v1/models/m/reload"
+    assert httpx.post(url, timeout=PATIENCE_SECONDS).json()["replaced"] == 1
+    for source in (str(other_bert), "BAAI/bge-reranker-base"):
+        reply = httpx.post(url, json={"source": source}, timeout=PATIENCE_SECONDS)
+        assert reply.status_code == 403
+        assert reply.json()["detail"]["code"] == "FORBIDDEN"
 
 
 def test_adapters_by_request_are_their_callers_own_under_load(

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +43,7 @@ WARM_UP = 0.25
 """The part of the time that does not count, unless another is given."""
 
 NUM_SPANS = 10
+_LOOP_THREADS = 6
 CONFIDENCE = 0.95
 _SAMPLES_PER_SPAN = 12
 _MIB = 1024 * 1024
@@ -266,6 +268,10 @@ def soak(calls: Calls, *, seconds: float, num_threads: int, num_tasks: int) -> l
     """Make calls for a time, and return what was counted meanwhile."""
 
     async def run_tasks() -> None:
+        # The loop's own threads begin one by one, when one more is needed than ever before.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_LOOP_THREADS))
+        all_there = threading.Barrier(_LOOP_THREADS)
+        await asyncio.gather(*(asyncio.to_thread(all_there.wait) for _ in range(_LOOP_THREADS)))
         await asyncio.gather(*(calls.in_loop(1000 + i) for i in range(num_tasks)))
 
     threads = [

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from sie_core.cli.interrupt import exiting_at_interrupt
-from sie_core.errors import MissingDependencyError
+from sie_core.cli.engine import Engine
 from sie_core.reranker import Reranker
 
 DEBUG = "sie.debug"
@@ -20,14 +17,6 @@ DEBUG = "sie.debug"
 
 RerankerFactory = Callable[..., Reranker]
 """Makes the reranker from keyword arguments; `program(obj=…)` may give another than `Reranker`."""
-
-
-class ModeName(StrEnum):
-    """How exactly the model computes."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    FAST = "fast"
 
 
 def _remember_debug(ctx: typer.Context, *, value: bool) -> bool:
@@ -51,7 +40,7 @@ DebugOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
+class Backend(Engine):
     """How and where models run; None is the default of `Reranker`."""
 
     instruction: Annotated[
@@ -91,39 +80,6 @@ class Backend:
             rich_help_panel="Server",
         ),
     ] = False
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cuda, cuda:1, cpu or mps. Several GPUs, such as cuda:0,cuda:1, share the work.",
-            show_default="cuda if there, else cpu",
-            rich_help_panel="This process",
-        ),
-    ] = None
-    mode: Annotated[
-        ModeName,
-        typer.Option(
-            help="exact: float32. fast: half precision, where that is faster. auto: fast where it "
-            "can be had.",
-            rich_help_panel="This process",
-        ),
-    ] = ModeName.AUTO
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, float16 or bfloat16, instead of --mode.",
-            show_default="what the mode means",
-            rich_help_panel="This process",
-        ),
-    ] = None
-    num_threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Cores used on the CPU.",
-            show_default="SIE_NUM_THREADS, else all that this process may use",
-            rich_help_panel="This process",
-        ),
-    ] = None
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Pairs per forward pass at most.", rich_help_panel="This process"),
@@ -179,35 +135,11 @@ class Backend:
                 timeout_seconds=self.timeout,
                 wait_for_capacity=self.wait_for_capacity,
             )
-        import_engine()
-        from sie_core.local import LocalClient
-
-        return LocalClient(
-            device=self.devices,
-            mode=self.mode.value,
-            dtype=self.dtype,
-            num_threads=self.num_threads,
-            timeout_seconds=self.timeout,
-        )
+        return self.open_local(timeout_seconds=self.timeout)
 
     def settings(self) -> dict[str, Any]:
         """Return what was set, by name."""
         return {name: value for name, value in asdict(self).items() if value not in (None, False)}
-
-    @property
-    def devices(self) -> str | list[str] | None:
-        """The device, or a list where several were named."""
-        device = self.device
-        return device.split(",") if device and "," in device else device
-
-
-def import_engine() -> None:
-    """Import torch, so that Ctrl-C does it no harm.
-
-    Where it is missing, a fallback may still answer; without one the first call says so.
-    """
-    with exiting_at_interrupt(), suppress(MissingDependencyError):
-        import sie_core.local  # noqa: F401
 
 
 def split_address(named: str) -> tuple[str, str | None]:

@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from sie_core.cli.backend import DebugOption, ModelOption, ModeName, import_engine, split_address
+from sie_core.cli.backend import DebugOption, ModelOption, split_address
+from sie_core.cli.engine import Engine, import_engine
 from sie_core.cli.figures import print_comparison
 from sie_core.cli.groups import grouped
-from sie_core.cli.measuring import DEFAULT_EMBEDDING_MODEL, HOTPOTQA
+from sie_core.cli.measuring import (
+    HOTPOTQA,
+    CorpusOption,
+    QueryFileOption,
+    TitlesOption,
+)
 from sie_core.cli.progress import Steps
 from sie_core.errors import InvalidRequestError
 from sie_core.reranker import Reranker
-from sie_core.settings import DEFAULT_MODEL
+from sie_core.settings import DEFAULT_EMBEDDING_MODEL, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from sie_core.evaluation.collection import Collection
@@ -52,19 +58,8 @@ class Data:
             help="Instead of FILE: hotpotqa, or a folder in BEIR's layout.", rich_help_panel="Data"
         ),
     ] = None
-    corpus: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead of FILE: documents, JSONL with _id, text and title.",
-            rich_help_panel="Data",
-        ),
-    ] = None
-    query_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Their queries: JSONL with _id and text, or TSV.", rich_help_panel="Data"
-        ),
-    ] = None
+    corpus: CorpusOption = None
+    query_file: QueryFileOption = None
     qrels: Annotated[
         Path | None,
         typer.Option(
@@ -105,14 +100,7 @@ class Data:
         int,
         typer.Option("--test", min=1, help="Queries of the test split.", rich_help_panel="Data"),
     ] = 200
-    with_titles: Annotated[
-        bool,
-        typer.Option(
-            "--titles/--no-titles",
-            help="Put a document's title before its text.",
-            rich_help_panel="Data",
-        ),
-    ] = True
+    with_titles: TitlesOption = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,33 +241,9 @@ class Training:
         int,
         typer.Option(help="Decides splits, order and initial weights.", rich_help_panel="Training"),
     ] = 0
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cuda, cuda:1, cpu or mps.",
-            show_default="cuda if there, else cpu",
-            rich_help_panel="Running",
-        ),
-    ] = None
-    num_threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Cores used on the CPU.",
-            show_default="all that this process may use",
-            rich_help_panel="Running",
-        ),
-    ] = None
-    mode: Annotated[
-        ModeName,
-        typer.Option(
-            help="How the engine scores before, after and as the teacher: exact, fast or auto.",
-            rich_help_panel="Running",
-        ),
-    ] = ModeName.AUTO
 
-    def settings(self) -> TrainingSettings:
-        """Return them as the training has them."""
+    def settings(self, engine: Engine) -> TrainingSettings:
+        """Return them as the training has them, which runs on the engine's first device."""
         from sie_core.training.settings import TrainingSettings
 
         return TrainingSettings(
@@ -295,8 +259,8 @@ class Training:
             evaluations=self.evaluations,
             patience=self.patience,
             bfloat16=self.bfloat16,
-            device=self.device,
-            num_threads=self.num_threads,
+            device=engine.devices[0] if isinstance(engine.devices, list) else engine.device,
+            num_threads=engine.num_threads,
             seed=self.seed,
         )
 
@@ -322,6 +286,7 @@ def finetune(
     data: Data,
     negatives: Negatives,
     training: Training,
+    engine: Engine,
     merge: Annotated[
         bool,
         typer.Option(
@@ -356,7 +321,7 @@ def finetune(
     """
     source = _Source(file=file, data=data, negatives=negatives, training=training)
     source.check()
-    settings = training.settings()
+    settings = training.settings(engine)
     import_engine()
     # What is not installed is said before any data is read.
     import sie_core.training.trainer  # noqa: F401
@@ -366,7 +331,7 @@ def finetune(
     steps = Steps()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sie-finetune-")))
-        client = stack.enter_context(_open_engine(training))
+        client = stack.enter_context(engine.open_local())
         teacher = stack.enter_context(_open_teacher(negatives.teacher, client))
         embedder = _open_embedder(negatives, client)
         prepared, retrieving = source.prepare(folder, embedder, teacher, steps)
@@ -495,15 +460,6 @@ class _Source:
         return Sizes(
             train=data.num_queries, dev=data.num_dev, test=data.num_test, seed=self.training.seed
         )
-
-
-def _open_engine(training: Training) -> Any:
-    """Open the engine of this process, whatever server the environment names."""
-    from sie_core.local import LocalClient
-
-    return LocalClient(
-        device=training.device, mode=training.mode.value, num_threads=training.num_threads
-    )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sie_core.cli.backend import import_engine
+from sie_core.cli.engine import import_engine
 from sie_core.cli.notes import Notes
 from sie_core.ranking import rank
 from sie_core.types import Usage

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sie_core.cli.backend import Backend, RerankerFactory, import_engine, split_address
+from sie_core.cli.backend import Backend, RerankerFactory, split_address
 from sie_core.cli.economy import Economy
+from sie_core.cli.engine import import_engine
 from sie_core.cli.progress import Steps
 from sie_core.errors import InvalidRequestError
+from sie_core.settings import DEFAULT_EMBEDDING_MODEL
 
 if TYPE_CHECKING:
     from sie_core.evaluation.collection import Collection
@@ -29,8 +31,28 @@ if TYPE_CHECKING:
     from sie_core.reranker import Reranker
 
 HOTPOTQA = "hotpotqa"
-DEFAULT_EMBEDDING_MODEL = "BAAI/bge-small-en-v1.5"
 STDOUT = Path("-")
+
+
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Instead of --dataset: documents, JSONL with _id, text and title.",
+        rich_help_panel="Data",
+    ),
+]
+QueryFileOption = Annotated[
+    Path | None,
+    typer.Option(help="Their queries: JSONL with _id and text, or TSV.", rich_help_panel="Data"),
+]
+TitlesOption = Annotated[
+    bool,
+    typer.Option(
+        "--titles/--no-titles",
+        help="Put a document's title before its text.",
+        rich_help_panel="Data",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +71,8 @@ class Data:
     split: Annotated[
         str, typer.Option(help="Which of a folder's qrels/*.tsv.", rich_help_panel="Data")
     ] = "test"
-    corpus: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead of --dataset: documents, JSONL with _id, text and title.",
-            rich_help_panel="Data",
-        ),
-    ] = None
-    query_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Their queries: JSONL with _id and text, or TSV.", rich_help_panel="Data"
-        ),
-    ] = None
+    corpus: CorpusOption = None
+    query_file: QueryFileOption = None
     qrels: Annotated[
         Path | None,
         typer.Option(help="Their judgements, as TREC or BEIR has them.", rich_help_panel="Data"),
@@ -80,14 +91,7 @@ class Data:
         int,
         typer.Option(help="Decides what is drawn, and the resamples.", rich_help_panel="Data"),
     ] = 0
-    with_titles: Annotated[
-        bool,
-        typer.Option(
-            "--titles/--no-titles",
-            help="Put a document's title before its text.",
-            rich_help_panel="Data",
-        ),
-    ] = True
+    with_titles: TitlesOption = True
 
     def open(self) -> Collection:
         """Open the data, with the queries drawn.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sie_core.cli.backend import DebugOption, ModeName
+from sie_core.cli.backend import DebugOption
+from sie_core.cli.engine import Engine
+from sie_core.cli.groups import grouped
 from sie_core.errors import InvalidRequestError, MissingDependencyError
 from sie_core.settings import DEFAULT_MODEL
 
@@ -34,6 +37,193 @@ class LogLevelName(StrEnum):
     ERROR = "error"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """What callers may use besides what is loaded at the start, as the options say."""
+
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Another model, loaded at its first use. May be repeated.",
+            rich_help_panel="Models",
+        ),
+    ] = None
+    allow_any_model: Annotated[
+        bool,
+        typer.Option(
+            "--allow-any-model",
+            help="Load whatever model of the hub a caller names: it is downloaded.",
+            rich_help_panel="Models",
+        ),
+    ] = False
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="An adapter that callers may name by options.lora, for every model that it fits. "
+            "May be repeated.",
+            rich_help_panel="Models",
+        ),
+    ] = None
+    allow_reload: Annotated[
+        bool,
+        typer.Option(
+            "--allow-reload",
+            help="Let callers reload models from where they came: POST /v1/models/MODEL/reload.",
+            rich_help_panel="Models",
+        ),
+    ] = False
+    wait_for_load: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Let calls wait for a model that is being loaded, before they are told to come "
+            "back.",
+            show_default="0",
+            rich_help_panel="Models",
+        ),
+    ] = None
+    max_loaded_models: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Models kept loaded; the least recently used leave first.",
+            rich_help_panel="Models",
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was set, by the names of `ServerSettings`."""
+        return {
+            "allow_any_model": self.allow_any_model or None,
+            "allow_reload": self.allow_reload or None,
+            "wait_for_load_seconds": self.wait_for_load,
+        }
+
+    def listed(
+        self, configured: tuple[ModelSettings, ...], preloaded: list[str]
+    ) -> tuple[ModelSettings, ...]:
+        """Return what is served: what a file has, what is named, and what is allowed.
+
+        Raises:
+            InvalidRequestError: A name with a folder, or an adapter, is not NAME=FOLDER.
+        """
+        from sie_core.server.settings import ModelSettings
+
+        listed = [*configured]
+        listed += [_named(name, preload=True) for name in preloaded]
+        listed += [_named(name, preload=False) for name in self.allow or ()]
+        if not listed and not self.allow_any_model:
+            listed = [ModelSettings(name=DEFAULT_MODEL)]
+        loras = dict(_pair(text, "lora") for text in self.lora or ())
+        return tuple(it.with_loras(loras) for it in listed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may call, and how much, as the options say."""
+
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Who may call: lines that `sie key` made. Read again when it changes.",
+            show_default="everyone may",
+            rich_help_panel="Access",
+        ),
+    ] = None
+    rate_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT",
+            help="For each key, or each address where there are no keys: 600/minute, "
+            "'5000 items/minute', '100000 tokens/hour'. May be repeated.",
+            rich_help_panel="Access",
+        ),
+    ] = None
+    max_queued_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens that may wait for one model.",
+            show_default="1,048,576",
+            rich_help_panel="Access",
+        ),
+    ] = None
+    open_metrics: Annotated[
+        bool,
+        typer.Option(
+            "--open-metrics",
+            help="Let everyone read /metrics, though there are keys.",
+            rich_help_panel="Access",
+        ),
+    ] = False
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A site whose pages may call, such as https://search.example.org. May be "
+            "repeated.",
+            rich_help_panel="Access",
+        ),
+    ] = None
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="Certificate in PEM: the server then speaks HTTPS.", rich_help_panel="Access"
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(help="Its private key, if that is in another file.", rich_help_panel="Access"),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Let in only callers with a certificate of these.", rich_help_panel="Access"
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was set, by the names of `ServerSettings`."""
+        return {
+            "api_key_file": _text(self.api_key_file),
+            "rate_limits": tuple(self.rate_limit) if self.rate_limit else None,
+            "max_queued_tokens": self.max_queued_tokens,
+            "open_metrics": self.open_metrics or None,
+            "allowed_origins": tuple(self.allow_origin) if self.allow_origin else None,
+            "tls_cert": _text(self.tls_cert),
+            "tls_key": _text(self.tls_key),
+            "tls_client_ca": _text(self.tls_client_ca),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watching:
+    """What is told of the calls, and to whom, as the options say."""
+
+    log_format: Annotated[
+        LogFormatName,
+        typer.Option(help="Lines for people, or JSON for machines.", rich_help_panel="Watching"),
+    ] = LogFormatName.TEXT
+    log_level: Annotated[
+        LogLevelName,
+        typer.Option(help="debug also shows health checks.", rich_help_panel="Watching"),
+    ] = LogLevelName.INFO
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Collector for OpenTelemetry's spans and metrics, by OTLP over HTTP, such as "
+            "http://localhost:4318. Needs the extra telemetry.",
+            show_default="OTEL_EXPORTER_OTLP_ENDPOINT",
+            rich_help_panel="Watching",
+        ),
+    ] = None
+
+
+@grouped
 def serve(
     models: Annotated[
         list[str] | None,
@@ -48,44 +238,8 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = _LOOPBACK,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8080,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL", help="Another model, loaded at its first use. May be repeated."
-        ),
-    ] = None,
-    allow_any_model: Annotated[
-        bool,
-        typer.Option(help="Load whatever model of the hub a caller names: it is downloaded."),
-    ] = False,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=FOLDER",
-            help="An adapter that callers may name by options.lora, for every model that it fits. "
-            "May be repeated.",
-        ),
-    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with models, profiles, adapters and limits.")
-    ] = None,
-    wait_for_load: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="SECONDS",
-            help="Let calls wait for a model that is being loaded, before they are told to come "
-            "back.",
-            show_default="0",
-        ),
-    ] = None,
-    max_loaded_models: Annotated[
-        int | None,
-        typer.Option(min=1, help="Models kept loaded; the least recently used leave first."),
-    ] = None,
-    max_queued_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens that may wait for one model.", show_default="1,048,576"),
     ] = None,
     drain_seconds: Annotated[
         float | None,
@@ -95,69 +249,16 @@ def serve(
             show_default="30",
         ),
     ] = None,
-    allow_reload: Annotated[
-        bool,
-        typer.Option(help="Let callers reload models: POST /v1/models/MODEL/reload."),
-    ] = False,
-    api_key_file: Annotated[
+    shelf: Models,
+    access: Access,
+    watching: Watching,
+    engine: Engine,
+    cache_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Who may call: lines that `sie key` made. Read again when it changes.",
-            show_default="everyone may",
-        ),
-    ] = None,
-    rate_limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="LIMIT",
-            help="For each key, or each address where there are no keys: 600/minute, "
-            "'5000 items/minute', '100000 tokens/hour'. May be repeated.",
-        ),
-    ] = None,
-    open_metrics: Annotated[
-        bool, typer.Option(help="Let everyone read /metrics, though there are keys.")
-    ] = False,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ORIGIN",
-            help="A site whose pages may call, such as https://search.example.org. May be "
-            "repeated.",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate in PEM: the server then speaks HTTPS.")
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="Its private key, if that is in another file.")
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Let in only callers with a certificate of these.")
-    ] = None,
-    log_format: Annotated[
-        LogFormatName, typer.Option(help="Lines for people, or JSON for machines.")
-    ] = LogFormatName.TEXT,
-    log_level: Annotated[
-        LogLevelName, typer.Option(help="debug also shows health checks.")
-    ] = LogLevelName.INFO,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cuda, cuda:1, cpu, mps; several CUDA devices with commas between."),
-    ] = None,
-    mode: Annotated[
-        ModeName, typer.Option(help="exact: float32; fast: half precision, where it is faster.")
-    ] = ModeName.AUTO,
-    num_threads: Annotated[int | None, typer.Option(min=1, help="Cores used on the CPU.")] = None,
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder for weights.", show_default="SIE_CACHE_DIR")
-    ] = None,
-    otlp_endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Collector for OpenTelemetry's spans and metrics, by OTLP over HTTP, such as "
-            "http://localhost:4318. Needs the extra telemetry.",
-            show_default="OTEL_EXPORTER_OTLP_ENDPOINT",
+            help="Folder for weights.",
+            show_default="SIE_CACHE_DIR",
+            rich_help_panel="This process",
         ),
     ] = None,
     debug: DebugOption = False,
@@ -168,11 +269,10 @@ def serve(
     """
     del debug
     try:
-        from sie_core.local import LocalClient
         from sie_core.server.access_log import configure_logging
         from sie_core.server.otlp import exporting
         from sie_core.server.run import Server
-        from sie_core.server.settings import ModelSettings, ServerSettings, read_settings
+        from sie_core.server.settings import ServerSettings, read_settings
     except ImportError as exc:
         msg = (
             f"serving needs the extras local and server ({exc}): "
@@ -180,50 +280,18 @@ def serve(
         )
         raise MissingDependencyError(msg) from exc
 
-    configure_logging(log_format.value, level=log_level.value)
-    given: dict[str, Any] = read_settings(config) if config is not None else {}
-    listed = [*given.get("models", ())]
-    listed += [_named(name, preload=True) for name in models or ()]
-    listed += [_named(name, preload=False) for name in allow or ()]
-    if not listed and not allow_any_model:
-        listed = [ModelSettings(name=DEFAULT_MODEL)]
-    loras = dict(_pair(text, "lora") for text in lora or ())
-    given["models"] = tuple(
-        ModelSettings(
-            name=it.name,
-            source=it.source,
-            preload=it.preload,
-            profiles=it.profiles,
-            loras={**loras, **it.loras},
-        )
-        for it in listed
-    )
-    flags = {
-        "allow_any_model": allow_any_model or None,
-        "wait_for_load_seconds": wait_for_load,
-        "max_queued_tokens": max_queued_tokens,
-        "drain_seconds": drain_seconds,
-        "allow_reload": allow_reload or None,
-        "api_key_file": _text(api_key_file),
-        "rate_limits": tuple(rate_limit) if rate_limit else None,
-        "open_metrics": open_metrics or None,
-        "allowed_origins": tuple(allow_origin) if allow_origin else None,
-        "tls_cert": _text(tls_cert),
-        "tls_key": _text(tls_key),
-        "tls_client_ca": _text(tls_client_ca),
-    }
-    settings = ServerSettings(
-        **{**given, **{name: value for name, value in flags.items() if value is not None}}
-    )
-    client = LocalClient(
-        device=device.split(",") if device is not None and "," in device else device,
-        mode=mode.value,
-        num_threads=num_threads,
+    configure_logging(watching.log_format.value, level=watching.log_level.value)
+    given = {} if config is None else read_settings(config)
+    flags = {"drain_seconds": drain_seconds, **shelf.settings(), **access.settings()}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    given["models"] = shelf.listed(given.get("models", ()), models or [])
+    settings = ServerSettings(**given)
+    client = engine.open_local(
         max_queued_tokens=settings.max_queued_tokens,
-        max_loaded_models=max_loaded_models,
+        max_loaded_models=shelf.max_loaded_models,
         cache_dir=cache_dir,
     )
-    with exporting(otlp_endpoint):
+    with exporting(watching.otlp_endpoint):
         server = Server(settings, host=host, port=port, client=client)
         typer.echo(f"sie serves at {server.url}", err=True)
         server.run()

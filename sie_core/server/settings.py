@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def origin(self) -> str:
         """Where its weights come from."""
         return self.source or self.name
+
+    def with_loras(self, loras: Mapping[str, str]) -> ModelSettings:
+        """Return the same with more adapters; its own win."""
+        return msgspec.structs.replace(self, loras={**loras, **self.loras})
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

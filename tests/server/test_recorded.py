@@ -40,6 +40,10 @@ MORE_FIELDS = {"score_space", "timing", "truncated", "loras", "usage", *OPENAI_F
 """What our replies say besides."""
 
 
+OF_ONE_SERVER = {"x-sie-runtime-instance", "x-postprocessing-time"}
+"""Headers of the real server's that say which process it was, and of a step that ours has not."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What came back on a socket."""
@@ -147,6 +151,10 @@ def test_a_recorded_request_gets_the_recorded_kind_of_reply(
     assert reply.status == recorded.status
     assert reply.headers.get("content-type") == recorded.headers.get("content-type")
     ours, theirs = reply.content(), recorded.content()
+    own = {name for name in recorded.headers if name.startswith("x-")} - OF_ONE_SERVER
+    assert own <= set(reply.headers)
+    assert reply.headers.get("retry-after") == recorded.headers.get("retry-after")
+    assert reply.headers.get("allow", "").partition(",")[0] == recorded.headers.get("allow", "")
     if reply.status == 200:
         assert_holds(shape(ours), shape(theirs))
     elif isinstance(theirs.get("detail"), dict):

@@ -43,7 +43,7 @@ $(INSTALLED): $(INPUTS)
 	  { echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another with PYTHON=…"; exit 1; }
 	$(call step,Making $(VENV) with $$($(PYTHON) --version),$(PYTHON) -m venv $(VENV))
 	$(call step,Installing torch,$(PIP) install -q -c constraints.txt torch)
-	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cache$(,)cli$(,)server$(,)telemetry$(,)evaluation$(,)training$(,)dev]' $(addprefix -e ,$(PACKAGES)))
+	$(call step,Installing sie and what it is tested with,$(PIP) install -q -c constraints.txt -e '.[local$(,)cache$(,)cli$(,)server$(,)telemetry$(,)evaluation$(,)training$(,)distributed$(,)dev]' $(addprefix -e ,$(PACKAGES)))
 	@touch $@
 
 # A comma cannot stand in the arguments of a make function.

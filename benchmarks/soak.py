@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import ctypes
 import gc
 import logging
 import math
@@ -217,12 +218,51 @@ class Calls:
             self.errors.append(f"{feature.name}: {type(error).__name__}: {error}")
 
 
+class _MallocInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`: what its allocator holds, over all of its arenas."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            [
+                "arena",
+                "ordblks",
+                "smblks",
+                "hblks",
+                "hblkhd",
+                "usmblks",
+                "fsmblks",
+                "uordblks",
+                "fordblks",
+                "keepcost",
+            ]
+        )
+    )
+
+
+def allocated_bytes() -> float:
+    """Return what is allocated and not freed, or nan where the C library cannot tell.
+
+    Resident memory is this and what the allocator keeps for later. Where only the latter grows,
+    nothing leaks: each thread allocates from an arena of its own, and fills it at its own worst
+    moment.
+    """
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return math.nan
+    mallinfo.restype = _MallocInfo
+    info = mallinfo()
+    return float(info.uordblks + info.hblkhd)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """What the process has at one moment."""
 
     minutes: float
     resident_mib: float
+    allocated_mib: float
     num_threads: int
     num_files: int
 
@@ -234,6 +274,7 @@ class Sample:
         return cls(
             minutes=minutes,
             resident_mib=pages * os.sysconf("SC_PAGE_SIZE") / _MIB,
+            allocated_mib=allocated_bytes() / _MIB,
             num_threads=len(os.listdir("/proc/self/task")),  # noqa: PTH208  names are enough
             num_files=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         )
@@ -368,15 +409,26 @@ def main() -> int:
             {
                 "minutes": sample.minutes,
                 "MiB": sample.resident_mib,
+                "MiB allocated": sample.allocated_mib,
                 "threads": sample.num_threads,
                 "files": sample.num_files,
             }
             for sample in samples[every - 1 :: every]
         ],
     )
+    allocated = slope_of(
+        [
+            (sample.minutes, sample.allocated_mib)
+            for sample in samples
+            if sample.minutes >= minutes * arguments.warm_up
+        ]
+    )
     report.add(
         f"growth of memory after the warm-up, with {CONFIDENCE:.0%} confidence",
-        [{"MiB a minute": slope.per_minute, "from": slope.low, "to": slope.high}],
+        [
+            {"memory": what, "MiB a minute": it.per_minute, "from": it.low, "to": it.high}
+            for what, it in (("resident", slope), ("allocated", allocated))
+        ],
     )
     report.note(wrong=wrong, num_errors=len(calls.errors))
     report.save(arguments.json)

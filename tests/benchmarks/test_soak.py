@@ -56,7 +56,13 @@ def test_threads_that_stay_are_found() -> None:
     def samples(num_at_end: int, num_once: int) -> list[Sample]:
         counts = [10] * 20 + [num_once] + [10] * 30 + [num_at_end] * 30
         return [
-            Sample(minutes=i / 80, resident_mib=400 + i % 3, num_threads=count, num_files=9)
+            Sample(
+                minutes=i / 80,
+                resident_mib=400 + i % 3,
+                allocated_mib=90.0,
+                num_threads=count,
+                num_files=9,
+            )
             for i, count in enumerate(counts)
         ]
 

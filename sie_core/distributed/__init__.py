@@ -1,1 +1,1 @@
-"""More than one machine, by Ray: lists reranked offline, `sie serve` on a cluster: docs/scale.md."""
+"""More than one machine, by Ray: lists reranked offline, `sie serve` on a cluster."""

@@ -12,6 +12,9 @@ nothing left to do; and of the whole call, with the start of the workers. 1 woul
 part of a row's time that does not grow with workers is what the driver does; its processor time is
 counted for the estimate in docs/scale.md.
 
+Beside the model: what reading and writing a row and cutting its texts into tokens takes of one
+core, for rows of 50 candidates of 100 words, as they come out of a first stage.
+
 Needs the extra distributed, two cores, and nothing else running on them.
 """
 
@@ -34,18 +37,28 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.cluster_utils import Cluster
 from report import Report, add_arguments
+from tokenizers import Tokenizer
 
 from sie_core import DEFAULT_MODEL, Reranker
+from sie_core.distributed.columns import Columns
+from sie_core.distributed.job import format_of
+from sie_core.distributed.ranked_row import RankedRow
 from sie_core.distributed.ray_engine import RayEngine
 from sie_core.distributed.rerank_files import rerank_files
 from sie_core.distributed.workers import Workers
+from sie_core.models.sources import resolve
+from sie_core.settings import SourceSettings
 
 NUM_ROWS = 50_000
 NUM_DOCUMENTS = 2
 NUM_WORDS = 12
+WORDS = (files("sie_core.evaluation") / "words.txt").read_text("utf-8").split()
+NAME = "tokenizer.json"
 _STORE_BYTES = 100_000_000
 _WORKER = b"ray::MapWorker(MapBatches(_BlockWorker))"
 
@@ -97,16 +110,13 @@ def cluster_of(num_nodes: int) -> Iterator[Cluster]:
 
 def write_rows(path: Path, num_rows: int) -> None:
     """Write lists of made-up sentences, the same every time."""
-    words = (files("sie_core.evaluation") / "words.txt").read_text("utf-8").split()
     rng = random.Random(1)
     with path.open("w", encoding="utf-8") as stream:
         for number in range(num_rows):
             row = {
                 "id": f"row-{number}",
-                "query": " ".join(rng.choices(words, k=6)),
-                "documents": [
-                    " ".join(rng.choices(words, k=NUM_WORDS)) for _ in range(NUM_DOCUMENTS)
-                ],
+                "query": sentence(rng, 6),
+                "documents": [sentence(rng, NUM_WORDS) for _ in range(NUM_DOCUMENTS)],
             }
             stream.write(json.dumps(row) + "\n")
 
@@ -234,6 +244,56 @@ def measure(folder: Path, report: Report, arguments: argparse.Namespace) -> None
     report.add("efficiency from 1 to 2 workers of a core each", rounds)
 
 
+def beside_the_model(folder: Path, report: Report, *, num_rows: int = 200) -> None:
+    """Measure what a worker does with a row before and after it is scored."""
+    rng = random.Random(2)
+    rows = [
+        {"id": number, "query": sentence(rng, 8), "documents": [sentence(rng, 100)] * 50}
+        for number in range(num_rows)
+    ]
+    entries = [{"index": place, "score": rng.random()} for place in range(50)]
+    ranked_rows = [RankedRow(ranking=entries, status="complete")] * num_rows
+    lines = folder / "wide.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    table = folder / "wide.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    measured = []
+    for path in (lines, table):
+        formats = format_of(path)
+        [block] = formats.blocks(path, num_rows, Columns())
+        seconds = best_of(
+            lambda formats=formats, block=block, path=path: formats.read(block, Columns()).write(
+                path.with_suffix(".out"), ranked_rows
+            )
+        )
+        measured.append({"what": f"read and write, {path.suffix[1:]}", "ms a row": seconds})
+    tokenizer = Tokenizer.from_file(str(resolve(DEFAULT_MODEL, SourceSettings()).folder / NAME))
+    texts = [sentence(rng, 100) for _ in range(50)]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    seconds = best_of(lambda: [tokenizer.encode_batch_fast(texts) for _ in range(num_rows)])
+    measured.append({"what": "tokens", "ms a row": seconds})
+    for row in measured:
+        row["ms a row"] *= 1000 / num_rows
+        row["rows/s of a core"] = 1000 / row["ms a row"]
+    num_tokens = sum(len(encoded.ids) for encoded in tokenizer.encode_batch(texts))
+    report.add(f"beside the model: rows of 50 candidates, {num_tokens:,} tokens", measured)
+
+
+def sentence(rng: random.Random, num_words: int) -> str:
+    """Draw words."""
+    return " ".join(rng.choices(WORDS, k=num_words))
+
+
+def best_of(work: Callable[[], Any], *, rounds: int = 5) -> float:
+    """Return the seconds of the fastest of some rounds."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
 def main(given: Sequence[str] | None = None) -> int:
     """Print both tables."""
     parser = argparse.ArgumentParser(
@@ -245,7 +305,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--block", type=int, default=250, help="rows per block")
     parser.add_argument("--measured-rows", type=int, default=20_000, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("proof", "efficiency"))
+    parser.add_argument("--only", choices=("proof", "efficiency", "beside"))
     arguments = parser.parse_args(given)
     if arguments.quick:
         arguments.rows, arguments.measured_rows, arguments.rounds = 5000, 5000, 1
@@ -259,10 +319,12 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     folder = Path(tempfile.mkdtemp(prefix="sie-scale-"))
     try:
-        if arguments.only != "efficiency":
-            prove(folder, report, arguments)
-        if arguments.only != "proof":
+        if arguments.only in (None, "beside"):
+            beside_the_model(folder, report)
+        if arguments.only in (None, "efficiency"):
             measure(folder, report, arguments)
+        if arguments.only in (None, "proof"):
+            prove(folder, report, arguments)
     finally:
         shutil.rmtree(folder)
     report.save(arguments.json)

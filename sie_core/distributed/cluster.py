@@ -43,7 +43,7 @@ def pool_of(workers: Workers, *, is_local: bool) -> Pool:
     return workers.fitted(nodes, is_local=is_local)
 
 
-def map_with(pool: Pool, worker: type, **arguments: Any) -> dict[str, Any]:
+def map_with(pool: Pool, worker: type, *, num_at_start: int, **arguments: Any) -> dict[str, Any]:
     """Return how `Dataset.map_batches` makes a pool of workers.
 
     The pool may shrink to one: where a node is gone for good, the work that waits for its workers
@@ -52,13 +52,15 @@ def map_with(pool: Pool, worker: type, **arguments: Any) -> dict[str, Any]:
     Args:
         pool: How many, and what each has.
         worker: Their class.
+        num_at_start: Made at once. More are made while there is room for them beside the steps
+            before this one, which wait for ever if it takes all cores.
         arguments: Of its constructor.
     """
     return {
         "compute": ray.data.ActorPoolStrategy(
             min_size=1,
             max_size=pool.num,
-            initial_size=pool.num_at_start,
+            initial_size=num_at_start,
             max_tasks_in_flight_per_actor=2,  # one at work, one that waits
         ),
         "fn_constructor_kwargs": arguments | {"num_threads": pool.num_threads},

@@ -52,7 +52,7 @@ def rerank_dataset(
     return ds.map_batches(
         batch_size=rows_per_batch,
         batch_format="pyarrow",
-        **map_with(pool, _TableWorker, reranker=reranker, columns=columns),
+        **map_with(pool, _TableWorker, num_at_start=1, reranker=reranker, columns=columns),
     )
 
 

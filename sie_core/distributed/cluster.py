@@ -37,9 +37,18 @@ def connect(address: str | None = None) -> None:
         raise SIEConnectionError(msg) from exc
 
 
-def pool_of(workers: Workers, *, is_local: bool) -> Pool:
-    """Fit workers into the nodes that are there; see `Workers.fitted`."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def pool_of(workers: Workers, *, is_local: bool, num_spare_cores: int = 0) -> Pool:
+    """Fit workers into the nodes that are there; see `Workers.fitted`.
+
+    Args:
+        workers: What is asked for.
+        is_local: Whether the model runs in the workers.
+        num_spare_cores: Of each node, left to others as long as one is left for a worker.
+    """
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    for node in nodes:
+        cores = node.get("CPU", 0)
+        node["CPU"] = max(min(cores, 1), cores - num_spare_cores)
     return workers.fitted(nodes, is_local=is_local)
 
 
@@ -52,8 +61,7 @@ def map_with(pool: Pool, worker: type, *, num_at_start: int, **arguments: Any) -
     Args:
         pool: How many, and what each has.
         worker: Their class.
-        num_at_start: Made at once. More are made while there is room for them beside the steps
-            before this one, which wait for ever if it takes all cores.
+        num_at_start: Made at once; more when there is enough to do.
         arguments: Of its constructor.
     """
     return {

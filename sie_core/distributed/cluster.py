@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -50,6 +51,16 @@ def pool_of(workers: Workers, *, is_local: bool, num_spare_cores: int = 0) -> Po
         cores = node.get("CPU", 0)
         node["CPU"] = max(min(cores, 1), cores - num_spare_cores)
     return workers.fitted(nodes, is_local=is_local)
+
+
+def dataset_of(rows: list[dict[str, Any]]) -> Any:
+    """Make a dataset of few and small rows, each to be worked on by itself.
+
+    Ray's own bars and plan are left out: what is one row to it is many to whoever looks on.
+    """
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
 def map_with(pool: Pool, worker: type, *, num_at_start: int, **arguments: Any) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def assert_same_scores(rows: list[dict[str, Any]], others: list[dict[str, Any]])
     """Batches are filled as work comes, which moves the last bits of a float32."""
     found, expected = scores_of(rows), scores_of(others)
     assert found.keys() == expected.keys()
-    assert all(found[key] == pytest.approx(expected[key], abs=1e-6) for key in expected)
+    for key, scores in expected.items():
+        assert found[key] == pytest.approx(scores, abs=1e-5)
 
 
 def test_files_are_ranked_as_in_one_process_though_a_worker_dies(

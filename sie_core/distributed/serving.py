@@ -115,8 +115,8 @@ class Cluster:
 
     Args:
         deployment: What is served, and how.
-        address: Of the Ray cluster; None means `RAY_ADDRESS`, else one that lives in this machine
-            as long as this does.
+        address: Of the Ray cluster; None means the one that this process uses already, else
+            `RAY_ADDRESS`, else one on this machine that ends with this.
 
     Raises:
         InvalidRequestError: The machine is too small for the replicas.
@@ -127,23 +127,17 @@ class Cluster:
         self._deployment = deployment
         self._address = address or os.environ.get("RAY_ADDRESS") or None
         self._is_deployed = False
+        self._is_connected_before = ray.is_initialized()
 
     def __enter__(self) -> Self:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": False}
-        if self._address is None:
-            options["include_dashboard"] = False
+        if not self._is_connected_before:
+            self._connect()
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            ray.init(self._address or "local", **options)
-        except (ConnectionError, RuntimeError, ValueError) as exc:
-            msg = f"the Ray cluster at {self._address or 'this machine'} cannot be used: {exc}"
-            raise SIEError(msg) from exc
-        try:
-            if self._address is None:
-                self._check_size(ray.cluster_resources())
+            self._check_size()
             serve.start(proxy_location="Disabled")
         except BaseException:
-            ray.shutdown()
+            self._disconnect()
             raise
         return self
 
@@ -153,9 +147,22 @@ class Cluster:
         try:
             if self._is_deployed:
                 serve.delete(self._deployment.cluster.app_name)
-            if self._address is None:
-                serve.shutdown()
         finally:
+            self._disconnect()
+
+    def _connect(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": False}
+        if self._address is None:
+            options["include_dashboard"] = False
+        try:
+            ray.init(self._address or "local", **options)
+        except (ConnectionError, RuntimeError, ValueError) as exc:
+            msg = f"the Ray cluster at {self._address or 'this machine'} cannot be used: {exc}"
+            raise SIEError(msg) from exc
+
+    def _disconnect(self) -> None:
+        if not self._is_connected_before:
             ray.shutdown()
 
     def make_app(
@@ -219,13 +226,15 @@ class Cluster:
             raise _cause(standing)
         return bool(standing.status == "RUNNING")
 
-    def _check_size(self, available: Mapping[str, float]) -> None:
-        """Refuse what would wait for ever on a cluster that cannot grow.
+    def _check_size(self) -> None:
+        """Refuse what would wait for ever on a machine that cannot grow.
 
         Raises:
             InvalidRequestError: The replicas do not fit.
         """
-        cluster = self._deployment.cluster
+        if self._is_connected_before or self._address is not None:
+            return
+        cluster, available = self._deployment.cluster, ray.cluster_resources()
         for what, name, each in (
             ("cores", "CPU", cluster.cpus_per_replica),
             ("GPUs", "GPU", cluster.gpus_per_replica),

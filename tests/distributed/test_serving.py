@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgpack
 import pytest
 
 REASON = "Ray is not installed: the extra distributed brings it"
@@ -65,7 +64,7 @@ def wait_for(is_so: Callable[[], bool], what: str) -> None:
 @pytest.fixture(scope="module")
 def proxy_url() -> Iterator[str]:
     """A Ray instance of four cores that need not exist, and the address of its HTTP proxy."""
-    folder = tempfile.mkdtemp(prefix="sie-ray-", dir="/tmp")  # noqa: S108  sockets need short paths
+    folder = tempfile.mkdtemp(prefix="sie-ray-", dir="/tmp")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -147,6 +146,28 @@ def url(proxy_url: str, settings: ServerSettings) -> Iterator[str]:
     del proxy_url
     with deployed(settings, min_replicas=2, max_replicas=2, max_loaded_models=1) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def deployed_url(proxy_url: str, settings: ServerSettings) -> Iterator[str]:
+    """An application that Ray itself deploys, of one replica, or two where there is load."""
+    arguments = {
+        "server": {
+            "models": [{"name": "one", "source": settings.models[0].source}],
+            "api_key_file": settings.api_key_file,
+            "max_body_bytes": settings.max_body_bytes,
+        },
+        "cluster": {
+            "cpus_per_replica": 0.5,
+            "max_replicas": 2,
+            "target_ongoing_requests": 1,
+            "upscale_delay_seconds": 0.5,
+        },
+        "engine": {"mode": "exact", "num_threads": 1},
+    }
+    serve.run(application(arguments), name="manifest", route_prefix="/")
+    yield proxy_url
+    serve.delete("manifest")
 
 
 @pytest.fixture(scope="module")
@@ -289,63 +310,38 @@ def replica_pids(app: str) -> list[int]:
     ]
 
 
-def test_no_call_is_lost_when_a_replica_dies(url: str) -> None:
-    """It is asked once more, elsewhere; what comes meanwhile waits for those that are there."""
-    settings = RemoteSettings(restart_seconds=PATIENCE_SECONDS)
-    items = [Item(text=f"the river {number}") for number in range(100)]
-    is_over, num_answered = threading.Event(), 0
-    with SIEClient(url, api_key=KEY, settings=settings) as client:
-
-        def calls() -> int:
-            num = 0
-            while not is_over.is_set():
-                assert len(client.score("one", QUERY, items)["scores"]) == 100
-                num += 1
-            return num
-
-        with ThreadPoolExecutor(4) as pool:
-            callers = [pool.submit(calls) for _ in range(4)]
-            (victim, *_) = before = replica_pids("sie")
-            os.kill(victim, signal.SIGKILL)
-            wait_for(
-                lambda: (
-                    victim not in replica_pids("sie") and len(replica_pids("sie")) == len(before)
-                ),
-                "another replica",
-            )
-            is_over.set()
-            num_answered = sum(caller.result() for caller in callers)
-    assert num_answered > 4
+def test_ray_itself_can_deploy_it(deployed_url: str, settings: ServerSettings) -> None:
+    """From a manifest's arguments, behind Ray's own proxy: the same answers and refusals."""
+    source = str(settings.models[0].source)
+    with (
+        LocalClient(mode="exact", num_threads=1) as local,
+        SIEClient(deployed_url, api_key=KEY) as client,
+    ):
+        expected = local.score(source, QUERY, ITEMS)["scores"]
+        assert client.score("one", QUERY, ITEMS)["scores"] == expected
+    assert httpx.post(f"{deployed_url}/v1/score/one", json=BODY).status_code == 401
+    found = answers(deployed_url, "POST", "/v1/score/one", content=b"x" * 100_001, headers=BEARER)
+    assert found[0] == 413
+    assert found[2] == "INPUT_TOO_LONG"
 
 
-def test_replicas_follow_the_load(proxy_url: str, settings: ServerSettings) -> None:
+def test_replicas_follow_the_load(deployed_url: str) -> None:
     """One without any, a second one when more requests are in progress than one should have."""
-    del proxy_url
     items = [Item(text="the river is long " * 20) for _ in range(100)]
 
     def num_running() -> int:
-        states = serve.status().applications["busy"].deployments["replica"].replica_states
+        states = serve.status().applications["manifest"].deployments["replica"].replica_states
         return sum(number for state, number in states.items() if state == "RUNNING")
 
-    with (
-        deployed(
-            settings,
-            app_name="busy",
-            max_replicas=2,
-            target_ongoing_requests=1,
-            upscale_delay_seconds=0.5,
-        ) as address,
-        SIEClient(address, api_key=KEY) as client,
-        ThreadPoolExecutor(6) as pool,
-    ):
-        assert num_running() == 1
-        is_over = threading.Event()
+    assert num_running() == 1
+    is_over = threading.Event()
+    with SIEClient(deployed_url, api_key=KEY) as client, ThreadPoolExecutor(4) as pool:
 
         def calls() -> None:
             while not is_over.is_set():
                 client.score("one", QUERY, items)
 
-        callers = [pool.submit(calls) for _ in range(6)]
+        callers = [pool.submit(calls) for _ in range(4)]
         try:
             wait_for(lambda: num_running() == 2, "a second replica")
         finally:
@@ -354,35 +350,28 @@ def test_replicas_follow_the_load(proxy_url: str, settings: ServerSettings) -> N
             each.result()
 
 
-def test_ray_itself_can_deploy_it(
-    proxy_url: str, settings: ServerSettings, caller: httpx.Client
-) -> None:
-    """From a manifest's arguments, behind Ray's own proxy: the same answers, msgpack included."""
-    arguments = {
-        "server": {
-            "models": [{"name": "one", "source": settings.models[0].source}],
-            "api_key_file": settings.api_key_file,
-            "max_body_bytes": 100_000,
-        },
-        "cluster": {"cpus_per_replica": 0.5},
-        "engine": {"mode": "exact", "num_threads": 1},
-    }
-    serve.run(application(arguments), name="manifest", route_prefix="/")
-    try:
-        source = str(settings.models[0].source)
-        with (
-            LocalClient(mode="exact", num_threads=1) as local,
-            SIEClient(proxy_url, api_key=KEY) as client,
-        ):
-            expected = local.score(source, QUERY, ITEMS)["scores"]
-            assert client.score("one", QUERY, ITEMS)["scores"] == expected
-        assert httpx.post(f"{proxy_url}/v1/score/one", json=BODY).status_code == 401
-        too_large = caller.post(f"{proxy_url}/v1/score/one", content=b"x" * 100_001)
-        assert (too_large.status_code, too_large.json()["detail"]["code"]) == (413, "INPUT_TOO_LONG")
-        asked = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
-        reply = caller.post(
-            f"{proxy_url}/v1/score/one", content=msgpack.packb(BODY), headers=asked
-        )
-        assert len(msgpack.unpackb(reply.content)["scores"]) == 2
-    finally:
-        serve.delete("manifest")
+def test_no_call_is_lost_when_a_replica_dies(url: str) -> None:
+    """It is asked once more, elsewhere; what comes meanwhile goes to those that are there."""
+    settings = RemoteSettings(restart_seconds=PATIENCE_SECONDS)
+    items = [Item(text=f"the river {number}") for number in range(100)]
+    num_answered, is_over = 0, threading.Event()
+    with SIEClient(url, api_key=KEY, settings=settings) as client, ThreadPoolExecutor(4) as pool:
+
+        def calls() -> None:
+            nonlocal num_answered
+            while not is_over.is_set():
+                assert len(client.score("one", QUERY, items)["scores"]) == 100
+                num_answered += 1
+
+        callers = [pool.submit(calls) for _ in range(4)]
+        try:
+            wait_for(lambda: num_answered > 4, "calls are under way")
+            victim = replica_pids("sie")[0]
+            os.kill(victim, signal.SIGKILL)
+            wait_for(lambda: victim not in replica_pids("sie"), "the replica is gone")
+            seen = num_answered
+            wait_for(lambda: num_answered > seen + 20, "calls go on")
+        finally:
+            is_over.set()
+        for each in callers:
+            each.result()

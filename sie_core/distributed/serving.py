@@ -43,7 +43,7 @@ except ImportError as exc:
 _logger = logging.getLogger(__name__)
 
 _NUM_STARTS: Final = 3
-"""How often a replica that cannot start is tried again."""
+"""How often Ray tries to start a replica, where nobody sits before it."""
 
 _POLL_SECONDS: Final = 0.2
 
@@ -95,8 +95,13 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
     return entrance.bind(deployment, replicas(deployment))
 
 
-def replicas(deployment: Deployment) -> serve.Application:
-    """Build the replicas alone, which Python asks and HTTP does not."""
+def replicas(deployment: Deployment, *, num_starts: int = _NUM_STARTS) -> serve.Application:
+    """Build the replicas alone, which Python asks and HTTP does not.
+
+    Args:
+        deployment: What is served, and how.
+        num_starts: How often Ray tries to start one.
+    """
     cluster = deployment.cluster
     return serve.deployment(
         name="replica",
@@ -105,7 +110,7 @@ def replicas(deployment: Deployment) -> serve.Application:
         max_queued_requests=deployment.server.max_requests,
         ray_actor_options=cluster.actor_options,
         graceful_shutdown_timeout_s=deployment.server.drain_seconds,
-        max_constructor_retry_count=_NUM_STARTS,
+        max_constructor_retry_count=num_starts,
         logging_config=_QUIET,
     )(Replica).bind(deployment)
 
@@ -212,7 +217,9 @@ class Cluster:
             )
             raise InvalidRequestError(msg)
         self._is_deployed = True
-        target = serve.RunTarget(replicas(self._deployment), name=name, route_prefix=None)
+        target = serve.RunTarget(
+            replicas(self._deployment, num_starts=1), name=name, route_prefix=None
+        )
         serve.run_many([target], wait_for_applications_running=False)
 
     def _is_running(self, name: str) -> bool:

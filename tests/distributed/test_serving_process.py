@@ -87,6 +87,7 @@ def test_it_answers_and_ends_well_when_it_is_told_to(
             threading.Event().wait(0.1)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_ends_it_with_the_reason(
     sie_serve: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, ray_folder: Path
 ) -> None:

@@ -136,6 +136,7 @@ def settings(
         wait_for_load_seconds=PATIENCE_SECONDS,
         max_body_bytes=100_000,
         max_items=200,
+        allow_reload=True,
         drain_seconds=5,
     )
 
@@ -265,6 +266,7 @@ BEARER = {"Authorization": f"Bearer {KEY}"}
         ("/v2/rerank", {"json": {"model": "none"}, "headers": BEARER}, 400),
         ("/v1/embeddings", {"json": {"model": "one", "input": ["a"]}, "headers": BEARER}, 400),
         ("/no/such/path", {"json": BODY, "headers": BEARER}, 404),
+        ("/v1/models/none/reload", {"headers": BEARER}, 404),
     ],
 )
 def test_failures_are_told_as_one_process_tells_them(
@@ -298,6 +300,17 @@ def test_the_whole_is_described_as_one_server(url: str, caller: httpx.Client) ->
     after = caller.get(f"{url}/v1/status").json()
     assert after["requests"]["total"] == before["requests"]["total"] + 1
     assert set(after["models"]) == {"one", "other"}
+
+
+def test_a_reload_reaches_all_that_hold_the_model(url: str, caller: httpx.Client) -> None:
+    """And scores are what they were, since the files are."""
+    before = caller.post(f"{url}/v1/score/one", json=BODY, headers={"Accept": "application/json"})
+    wait_for(lambda: any(model == "one" for _, model in loaded(url, caller)), "it is loaded")
+    num_holders = sum(model == "one" for _, model in loaded(url, caller))
+    reloaded = caller.post(f"{url}/v1/models/one/reload").json()
+    assert (reloaded["replaced"], reloaded["state"]) == (num_holders, "loaded")
+    after = caller.post(f"{url}/v1/score/one", json=BODY, headers={"Accept": "application/json"})
+    assert after.json()["scores"] == before.json()["scores"]
 
 
 def replica_pids(app: str) -> list[int]:

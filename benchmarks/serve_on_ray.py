@@ -12,6 +12,7 @@ import argparse
 import random
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 from callers import Round, run_callers, score_request
@@ -74,14 +75,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a round, for each of them")
     parser.add_argument("--mode", default="auto")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="instead of MiniLM-L12: a tiny one shows Ray alone",
+    )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rounds, arguments.seconds = 3, 2.0
+        arguments.rounds, arguments.seconds = 4, 1.5
     try:
         import ray  # noqa: F401
     except ImportError as exc:
         sys.exit(f'Ray is not installed ({exc}): pip install "sie-core[distributed]"')
-    folder = real_model_folder()
+    folder = arguments.model or real_model_folder()
     corpus, rng = Corpus.load(), random.Random(9)
     report = Report("serve_on_ray", mode=arguments.mode)
     model, mode = f"{MODEL}={folder}", ("--mode", arguments.mode, "--log-level", "warning")

@@ -26,7 +26,7 @@ NUM_CALLS = 32
 
 SIDES = {
     "one process": ("--num-threads", "1"),
-    "ray": ("--engine", "ray", "--num-threads", "1", "--cpus-per-replica", "1"),
+    "ray": ("--engine", "ray", "--num-threads", "1", "--cores-per-replica", "1"),
 }
 
 

@@ -13,6 +13,7 @@ import typer
 from sie_core.cli.backend import DebugOption
 from sie_core.cli.engine import Engine
 from sie_core.cli.groups import grouped
+from sie_core.cli.lists import EngineName
 from sie_core.errors import InvalidRequestError, MissingDependencyError
 from sie_core.settings import DEFAULT_MODEL
 
@@ -28,13 +29,6 @@ class LogFormatName(StrEnum):
 
     TEXT = "text"
     JSON = "json"
-
-
-class EngineName(StrEnum):
-    """Where models run."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 class LogLevelName(StrEnum):
@@ -270,7 +264,7 @@ class Replicas:
             rich_help_panel="Cluster",
         ),
     ] = None
-    cpus_per_replica: Annotated[
+    cores_per_replica: Annotated[
         float | None,
         typer.Option(
             min=0,
@@ -291,9 +285,9 @@ class Replicas:
     ray_address: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS",
-            help="A Ray cluster that runs, such as ray://head:10001, or auto.",
-            show_default="RAY_ADDRESS, else one of this machine alone",
+            metavar="HOST:PORT",
+            help="The cluster's address; local starts one, whatever runs.",
+            show_default="RAY_ADDRESS, else a cluster on this machine, else one is started",
             rich_help_panel="Cluster",
         ),
     ] = None
@@ -334,7 +328,7 @@ class Replicas:
             "min_replicas": min_replicas,
             "max_replicas": min_replicas if self.max_replicas is None else self.max_replicas,
             "target_ongoing_requests": self.target_ongoing_requests,
-            "cpus_per_replica": self.cpus_per_replica,
+            "cores_per_replica": self.cores_per_replica,
             "gpus_per_replica": self.gpus_per_replica,
         }
         return {name: value for name, value in given.items() if value is not None}

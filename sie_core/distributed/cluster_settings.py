@@ -27,7 +27,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             batches. More wait where they came in.
         max_loaded_models: Models that one replica holds; for another the one goes that was not
             used for longest. None for all.
-        cpus_per_replica: Cores that Ray sets aside for a replica, and that it computes with.
+        cores_per_replica: Cores that Ray sets aside for a replica, and that it computes with.
         gpus_per_replica: The same for GPUs; less than 1 shares one.
         upscale_delay_seconds: How long there must have been too much before a replica is started.
         downscale_delay_seconds: How long there must have been too little before one is ended.
@@ -41,7 +41,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     target_ongoing_requests: float = 8.0
     max_ongoing_requests: int = 64
     max_loaded_models: int | None = None
-    cpus_per_replica: float = 1.0
+    cores_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
     upscale_delay_seconds: float = 30.0
     downscale_delay_seconds: float = 600.0
@@ -70,7 +70,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 f"which is {self.max_ongoing_requests}, but got {self.target_ongoing_requests:g}"
             )
             raise InvalidRequestError(msg)
-        for name in ("cpus_per_replica", "gpus_per_replica"):
+        for name in ("cores_per_replica", "gpus_per_replica"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 msg = f"{name} must be at least 0, but got {value}"
@@ -82,7 +82,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     @property
     def actor_options(self) -> dict[str, float]:
         """What Ray is to set aside for a replica."""
-        return {"num_cpus": self.cpus_per_replica, "num_gpus": self.gpus_per_replica}
+        return {"num_cpus": self.cores_per_replica, "num_gpus": self.gpus_per_replica}
 
     @property
     def autoscaling(self) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Replica:
             device=engine.device,
             mode=engine.mode,
             dtype=engine.dtype,
-            num_threads=engine.num_threads or max(1, math.ceil(cluster.cpus_per_replica)),
+            num_threads=engine.num_threads or max(1, math.ceil(cluster.cores_per_replica)),
             max_queued_tokens=settings.max_queued_tokens,
             cache_dir=engine.cache_dir,
         )

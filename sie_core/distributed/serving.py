@@ -25,7 +25,13 @@ from sie_core.distributed.forwarding import gather_response
 from sie_core.distributed.front import Front, create_front
 from sie_core.distributed.replica import Replica
 from sie_core.distributed.replicas import Replicas
-from sie_core.errors import InvalidRequestError, MissingDependencyError, ModelLoadError, SIEError
+from sie_core.errors import (
+    InvalidRequestError,
+    MissingDependencyError,
+    ModelLoadError,
+    SIEConnectionError,
+    SIEError,
+)
 from sie_core.local import LocalClient
 from sie_core.server.access_log import configure_logging
 from sie_core.server.settings import ServerSettings
@@ -120,17 +126,26 @@ class Cluster:
 
     Args:
         deployment: What is served, and how.
-        address: Of the Ray cluster; None means the one that this process uses already, else
-            `RAY_ADDRESS`, else one on this machine that ends with this.
+        address: Of the Ray cluster, or `local` for one that lives as long as this; None means the
+            one that this process uses already, else `RAY_ADDRESS`, else one that runs on this
+            machine, else `local`.
 
     Raises:
-        InvalidRequestError: The machine is too small for the replicas.
-        SIEError: The cluster cannot be reached.
+        InvalidRequestError: The machine is too small for the replicas, or the address is one of
+            Ray Client's.
+        SIEConnectionError: The cluster is not there.
     """
 
     def __init__(self, deployment: Deployment, *, address: str | None = None) -> None:
         self._deployment = deployment
         self._address = address or os.environ.get("RAY_ADDRESS") or None
+        if self._address is not None and self._address.startswith("ray://"):
+            msg = (
+                f"what serves must be on a machine of the Ray cluster, but got {self._address!r}, "
+                "which is for programs elsewhere; start it on one, with HOST:6379 or without an "
+                "address"
+            )
+            raise InvalidRequestError(msg)
         self._is_deployed = False
         self._is_connected_before = ray.is_initialized()
 
@@ -159,12 +174,19 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": False}
         if self._address is None:
+            try:
+                ray.init("auto", **options)
+            except ConnectionError:  # none runs here
+                self._address = "local"
+            else:
+                return
+        if self._address == "local":
             options["include_dashboard"] = False
         try:
-            ray.init(self._address or "local", **options)
+            ray.init(self._address, **options)
         except (ConnectionError, RuntimeError, ValueError) as exc:
-            msg = f"the Ray cluster at {self._address or 'this machine'} cannot be used: {exc}"
-            raise SIEError(msg) from exc
+            msg = f"the Ray cluster {self._address} is not there: {exc}"
+            raise SIEConnectionError(msg) from exc
 
     def _disconnect(self) -> None:
         if not self._is_connected_before:
@@ -239,11 +261,11 @@ class Cluster:
         Raises:
             InvalidRequestError: The replicas do not fit.
         """
-        if self._is_connected_before or self._address is not None:
+        if self._is_connected_before or self._address != "local":
             return
         cluster, available = self._deployment.cluster, ray.cluster_resources()
         for what, name, each in (
-            ("cores", "CPU", cluster.cpus_per_replica),
+            ("cores", "CPU", cluster.cores_per_replica),
             ("GPUs", "GPU", cluster.gpus_per_replica),
         ):
             found = available.get(name, 0.0)

@@ -24,7 +24,10 @@ from sie_core.errors import InvalidRequestError
         ({"cluster": {"target_ongoing_requests": 0}}, "target_ongoing_requests must be more than"),
         ({"cluster": {"target_ongoing_requests": 65}}, "which is 64, but got 65"),
         ({"cluster": {"max_loaded_models": 0}}, "max_loaded_models must be at least 1"),
-        ({"cluster": {"cpus_per_replica": -1}}, "cpus_per_replica must be at least 0, but got -1"),
+        (
+            {"cluster": {"cores_per_replica": -1}},
+            "cores_per_replica must be at least 0, but got -1",
+        ),
         ({"cluster": {"gpus_per_replica": 1.5}}, "must be whole, but got 1.5"),
         ({"cluster": {"replicas": 2}}, "unknown field `replicas`"),
         ({"server": {"max_items": "many"}}, "max_items"),

@@ -110,7 +110,7 @@ def deployed(settings: ServerSettings, **cluster: Any) -> Iterator[str]:
     """Run a server whose replicas are on the cluster, and give its address."""
     deployment = Deployment(
         server=settings,
-        cluster=ClusterSettings(cpus_per_replica=0.5, **cluster),
+        cluster=ClusterSettings(cores_per_replica=0.5, **cluster),
         engine=ReplicaEngine(mode="exact", num_threads=1, log_level="warning"),
     )
     with Cluster(deployment) as replicas:
@@ -159,7 +159,7 @@ def deployed_url(proxy_url: str, settings: ServerSettings) -> Iterator[str]:
             "max_body_bytes": settings.max_body_bytes,
         },
         "cluster": {
-            "cpus_per_replica": 0.5,
+            "cores_per_replica": 0.5,
             "max_replicas": 2,
             "target_ongoing_requests": 1,
             "upscale_delay_seconds": 0.5,

@@ -53,7 +53,7 @@ def test_a_replica_fits_into_a_worker(service: dict[str, Any], served: dict[str,
     (group,) = service["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     limits = container["resources"]["limits"]
-    assert cluster.cpus_per_replica <= float(limits["cpu"])
+    assert cluster.cores_per_replica <= float(limits["cpu"])
     assert cluster.gpus_per_replica <= float(limits["nvidia.com/gpu"])
     assert group["minReplicas"] <= cluster.min_replicas
     assert group["maxReplicas"] >= cluster.max_replicas

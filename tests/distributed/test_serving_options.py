@@ -36,6 +36,7 @@ def test_an_option_about_replicas_needs_the_engine_ray(option: tuple[str, str]) 
         (("--min-replicas", "3", "--max-replicas", "2"), "which is 3, but got 2"),
         (("--device", "cuda:0,cuda:1"), "but got 'cuda:0,cuda:1'"),
         (("--target-ongoing-requests", "0"), "but got 0"),
+        (("--ray-address", "ray://head:10001"), "on a machine of the Ray cluster"),
     ],
 )
 def test_what_makes_no_sense_on_a_cluster_is_refused(

@@ -32,7 +32,7 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where Ray keeps its files: a short path, since sockets are among them."""
     folder = Path(tempfile.mkdtemp(prefix="sie-ray-", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not one that happens to run on this machine
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -66,7 +66,7 @@ def test_it_answers_and_ends_well_when_it_is_told_to(
 ) -> None:
     """A request in progress gets its answer, the exit code is 0, and nothing of Ray's is left."""
     items = [Item(text="the river is long " * 20) for _ in range(500)]
-    options = ("--engine", "ray", "--cpus-per-replica", "0.5", "--mode", "exact")
+    options = ("--engine", "ray", "--cores-per-replica", "0.5", "--mode", "exact")
     with (
         serve_command(f"m={tiny_bert}", *options) as (url, process),
         SIEClient(url) as client,
@@ -93,6 +93,6 @@ def test_a_model_that_is_not_there_ends_it_with_the_reason(
 ) -> None:
     """As one process does, in the words of the replica that could not start."""
     del ray_folder
-    done = sie_serve(f"m={tmp_path}", "--engine", "ray", "--cpus-per-replica", "0.5")
+    done = sie_serve(f"m={tmp_path}", "--engine", "ray", "--cores-per-replica", "0.5")
     assert done.returncode == 1
     assert "has no config.json" in done.stderr.splitlines()[-1]

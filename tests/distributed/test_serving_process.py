@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-from sie_core import SIEClient
-from sie_core.types import Item
 
 pytest.importorskip("ray.serve", reason="Ray is not installed: the extra distributed brings it")
 
@@ -48,6 +46,23 @@ def sie_serve() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+def wait_for(is_so: Callable[[], bool]) -> None:
+    """Look again and again until something is so."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < end
+        threading.Event().wait(0.05)
+
+
+def is_listening(url: str) -> bool:
+    """Say whether anybody takes connections there."""
+    try:
+        httpx.get(f"{url}/livez")
+    except httpx.TransportError:
+        return False
+    return True
+
+
 def processes_of(folder: Path) -> list[int]:
     """The processes that have a folder in their command line: Ray's own, which know where it is."""
     found = []
@@ -65,26 +80,32 @@ def test_it_answers_and_ends_well_when_it_is_told_to(
     serve_command: RunningCommand, tiny_bert: Path, ray_folder: Path
 ) -> None:
     """A request in progress gets its answer, the exit code is 0, and nothing of Ray's is left."""
-    items = [Item(text="the river is long " * 20) for _ in range(500)]
     options = ("--engine", "ray", "--cores-per-replica", "0.5", "--mode", "exact")
+    body = json.dumps({"query": {"text": "river"}, "items": [{"text": "the river"}]}).encode()
+    may_end = threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        yield body[:10]
+        assert may_end.wait(PATIENCE_SECONDS)
+        yield body[10:]
+
     with (
         serve_command(f"m={tiny_bert}", *options) as (url, process),
-        SIEClient(url) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        assert len(client.score("m", Item(text="river"), items[:2])["scores"]) == 2
         assert processes_of(ray_folder)
-        call = pool.submit(client.score, "m", Item(text="river"), items)
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not httpx.get(f"{url}/v1/status").json()["requests"]["in_flight"]:
-            assert time.monotonic() < end
-            threading.Event().wait(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert len(call.result(PATIENCE_SECONDS)["scores"]) == 500
+        score = f"{url}/v1/score/m"
+        assert httpx.post(score, content=body, timeout=PATIENCE_SECONDS).status_code == 200
+        call = pool.submit(httpx.post, score, content=slowly(), timeout=PATIENCE_SECONDS)
+        try:
+            wait_for(lambda: httpx.get(f"{url}/v1/status").json()["requests"]["in_flight"] == 1)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not is_listening(url))
+        finally:
+            may_end.set()
+        assert call.result(PATIENCE_SECONDS).status_code == 200
         assert process.wait(PATIENCE_SECONDS) == 0
-        while processes_of(ray_folder):
-            assert time.monotonic() < end
-            threading.Event().wait(0.1)
+        wait_for(lambda: not processes_of(ray_folder))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from sie_core.errors import MissingDependencyError
 from sie_core.server.failures import Failure, RefusedError
 
 try:
-    from ray.exceptions import RayActorError, RayError
+    from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import BackPressureError, RayServeException
 except ImportError as exc:
     _msg = (
@@ -57,12 +57,10 @@ class Replicas:
             except asyncio.CancelledError:
                 response.cancel()
                 raise
-            except RayActorError as exc:
-                _logger.warning("a replica died with a call: %s", type(exc).__name__)
-                if not num_left:
-                    raise RefusedError(_gone()) from exc
             except Exception as exc:
-                raise RefusedError(failure_from(exc)) from exc
+                if not (num_left and _is_loss(exc)):
+                    raise RefusedError(failure_from(exc)) from exc
+                _logger.warning("a replica was lost with a call: %s", type(exc).__name__)
             else:
                 return reply
         raise AssertionError
@@ -112,7 +110,7 @@ def failure_from(error: Exception) -> Failure:
     if isinstance(error, BackPressureError):
         message = "all replicas are busy, and enough requests wait; come back later"
         return Failure(status=503, code="QUEUE_FULL", message=message, retry_after_seconds=1.0)
-    if isinstance(error, RayServeException | RayActorError | TimeoutError):
+    if isinstance(error, RayServeException | TimeoutError) or _is_loss(error):
         _logger.warning("no replica answered: %s: %s", type(error).__name__, error)
         return _gone()
     _logger.error(
@@ -123,6 +121,11 @@ def failure_from(error: Exception) -> Failure:
     )
     message = "the server failed; its log says why, under the request's id"
     return Failure(status=500, code="INTERNAL_ERROR", message=message)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Say whether a process or a machine went away; what a replica itself raised is no loss."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError | RayServeException)
 
 
 def _gone() -> Failure:

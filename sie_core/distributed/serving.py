@@ -93,7 +93,8 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
     entrance = serve.deployment(
         name="entrance",
         num_replicas=deployment.cluster.num_entrances,
-        max_ongoing_requests=deployment.server.max_requests,
+        max_ongoing_requests=2
+        * deployment.server.max_requests,  # it refuses by itself what is too much
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=deployment.server.drain_seconds,
         logging_config=_QUIET,

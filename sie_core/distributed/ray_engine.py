@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,13 +45,21 @@ class RayEngine:
         pool = pool_of(self._workers, is_local=reranker.base_url is None)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # blocks are small to Ray; rows are counted here
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would say so, and its plan
         tasks = ray.data.from_items(
             [{"block": json.dumps(block.to_dict())} for block in blocks],
             override_num_blocks=len(blocks),
         )
         done = tasks.map_batches(
             batch_size=1,
-            **map_with(pool, _BlockWorker, reranker=reranker, columns=columns, out=out),
+            **map_with(
+                pool,
+                _BlockWorker,
+                num_at_start=pool.num_at_start,
+                reranker=reranker,
+                columns=columns,
+                out=out,
+            ),
         )
         for row in done.iter_rows():
             if row["error"]:

@@ -146,7 +146,7 @@ def test_a_dataset_is_ranked_and_continued(
     rerank_files(source, tmp_path / "one", reranker)
 
     def ranked(read: Any) -> Any:
-        return rerank_dataset(read, reranker, workers=Workers(num=1, cores=1), rows_per_batch=16)
+        return rerank_dataset(read, reranker, rows_per_batch=16)
 
     found = ranked(ray.data.read_parquet(str(source))).take_all()
     assert sorted(row["id"] for row in found) == sorted(row["id"] for row in rows)

@@ -23,7 +23,7 @@ _PANEL = "Lists"
 
 
 class EngineName(StrEnum):
-    """Where lists are ranked."""
+    """Where models run."""
 
     LOCAL = "local"
     RAY = "ray"

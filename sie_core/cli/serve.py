@@ -437,7 +437,15 @@ def _open_cluster(
 ) -> Cluster:
     """Make the cluster that is to compute, as the options say."""
     from sie_core.distributed.cluster_settings import ClusterSettings, Deployment, ReplicaEngine
-    from sie_core.distributed.serving import Cluster
+
+    try:
+        from sie_core.distributed.serving import Cluster
+    except ImportError as exc:
+        msg = (
+            f"serving on a cluster needs the extra distributed ({exc}): "
+            'pip install "sie-core[distributed,local,server,cli]"'
+        )
+        raise MissingDependencyError(msg) from exc
 
     deployment = Deployment(
         server=settings,

@@ -12,10 +12,7 @@ from sie_core.errors import MissingDependencyError, SIEConnectionError
 try:
     import ray
 except ImportError as exc:
-    _MISSING = (
-        f"more than one machine needs Ray ({exc}): "
-        'pip install "sie-core[distributed,local,server,cli]"'
-    )
+    _MISSING = f'more than one machine needs Ray ({exc}): pip install "sie-core[distributed,local]"'
     raise MissingDependencyError(_MISSING, name=exc.name) from exc
 
 

@@ -15,25 +15,17 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
+from ray import serve
 
 from sie_core.distributed.cluster_settings import Deployment
 from sie_core.distributed.forwarding import ForwardedCall, ForwardedReply, run_app
-from sie_core.errors import MissingDependencyError, SIEError
+from sie_core.errors import SIEError
 from sie_core.local import LocalClient
 from sie_core.server.access_log import configure_logging
 from sie_core.server.app import create_app
 from sie_core.server.failures import RefusedError, failure_of, refuse
 from sie_core.server.otlp import exporting
 from sie_core.server.settings import ServerSettings
-
-try:
-    from ray import serve
-except ImportError as exc:
-    _msg = (
-        f"serving on a cluster needs the extra distributed ({exc}): "
-        'pip install "sie-core[distributed,local,server,cli]"'
-    )
-    raise MissingDependencyError(_msg, name=exc.name) from exc
 
 _logger = logging.getLogger(__name__)
 

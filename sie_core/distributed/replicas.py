@@ -10,19 +10,11 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from sie_core.distributed.forwarding import ForwardedCall, ForwardedReply
-from sie_core.errors import MissingDependencyError
-from sie_core.server.failures import Failure, RefusedError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
-try:
-    from ray.exceptions import RayError, RayTaskError
-    from ray.serve.exceptions import BackPressureError, RayServeException
-except ImportError as exc:
-    _msg = (
-        f"serving on a cluster needs the extra distributed ({exc}): "
-        'pip install "sie-core[distributed,local,server,cli]"'
-    )
-    raise MissingDependencyError(_msg, name=exc.name) from exc
+from sie_core.distributed.forwarding import ForwardedCall, ForwardedReply
+from sie_core.server.failures import Failure, RefusedError
 
 _logger = logging.getLogger(__name__)
 

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
+import ray
+from ray import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,23 +30,12 @@ from sie_core.distributed.replica import Replica
 from sie_core.distributed.replicas import Replicas
 from sie_core.errors import (
     InvalidRequestError,
-    MissingDependencyError,
     ModelLoadError,
     SIEError,
 )
 from sie_core.local import LocalClient
 from sie_core.server.access_log import configure_logging
 from sie_core.server.settings import ServerSettings
-
-try:
-    import ray
-    from ray import serve
-except ImportError as exc:
-    _msg = (
-        f"serving on a cluster needs the extra distributed ({exc}): "
-        'pip install "sie-core[distributed,local,server,cli]"'
-    )
-    raise MissingDependencyError(_msg, name=exc.name) from exc
 
 _logger = logging.getLogger(__name__)
 

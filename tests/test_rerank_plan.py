@@ -157,7 +157,7 @@ def test_a_pace_learnt_too_slow_is_corrected() -> None:
 
 
 def test_calls_that_share_the_machine_plan_with_their_part_of_the_time() -> None:
-    """Of five at once each begins a fifth of what one alone would, and learns the machine's pace."""
+    """Of five at once each begins a fifth of what one alone would, and all learn the same pace."""
     cost = cost_of("q", "000", None)
     for num_together, num_first in ((1, 25), (5, 5)):
         clock = Clock()

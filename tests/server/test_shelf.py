@@ -94,7 +94,9 @@ def test_the_second_wait_is_told_by_the_first_load(
         *lazily("second", cold_xlmr),
     )
     url = serve(models=models, client=client, wait_for_load_seconds=0.0).url
-    while score(url, "first").status_code != 200:
+    for _ in range(10 * TIMEOUT_SECONDS):
+        if score(url, "first").status_code == 200:
+            break
         threading.Event().wait(0.1)
     client.may_load.clear()
     reply = score(url, "second")

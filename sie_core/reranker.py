@@ -8,7 +8,7 @@ Whose client is asked, and its life, is in `ClientHolder`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -378,6 +378,30 @@ class Reranker(ClientHolder):
         return self._watch.stats(engine=self._scheduler_stats(), cache=cache)
 
     @property
+    def score_settings(self) -> dict[str, Any]:
+        """What scores and the cut depend on, as JSON can hold it: for what is kept of them.
+
+        Of a model it is the name: other weights under the same one are not told apart.
+        """
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "base_url": self.base_url,
+            "instruction": self.instruction,
+            "options": self.options,
+            "max_length": self.max_length,
+            **{name: self._local_arguments[name] for name in ("mode", "dtype", "revision")},
+            "lora": self.lora,
+            "score_space": self.score_space,
+            "calibration": None if self._calibration is None else str(self._calibration),
+            "long_documents": _set_fields(self.long_documents),
+            "cascade": [_set_fields(stage) for stage in self.cascade],
+            "stop_when_stable": self.stop_when_stable,
+            "top_k": self.top_k,
+            "score_threshold": self.score_threshold,
+        }
+        return {name: value for name, value in settings.items() if value not in (None, {}, [])}
+
+    @property
     def circuit_states(self) -> dict[str, str]:
         """With a fallback: whether each backend is asked, rests, or is tried again.
 
@@ -545,6 +569,10 @@ class Reranker(ClientHolder):
                 else Calibration.load(Path(self._calibration))
             )
         return self._calibration
+
+
+def _set_fields(settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if value}
 
 
 def _without_secrets(fallback: Any) -> Any:

@@ -96,20 +96,27 @@ class Steps:
     @contextmanager
     def watch(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Show a bar until the block ends; the block is told how to advance it."""
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=not self._console.is_terminal,
-        )
+        progress = self._bar()
         task = progress.add_task(label, total=total)
         with progress:
             yield lambda number: progress.advance(task, number)
+
+    @contextmanager
+    def counting(
+        self, label: str
+    ) -> Iterator[tuple[Callable[[int, int], None], Callable[[int], None]]]:
+        """Show a bar once it is known how long it is.
+
+        The block is given two functions: one begins, by what there is and how much of it is done,
+        and one advances.
+        """
+        progress = self._bar()
+        task = progress.add_task(label, total=None)
+        with progress:
+            yield (
+                lambda total, done: progress.update(task, total=total, completed=done),
+                lambda number: progress.advance(task, number),
+            )
 
     def note(self, message: str) -> None:
         """Say something that the results alone do not tell."""
@@ -121,3 +128,16 @@ class Steps:
         if self._console.is_terminal:
             self._console.print(f"loading {model} …", style="dim", markup=False, highlight=False)
         yield
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not self._console.is_terminal,
+        )

@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sie_core.cli.backend import Backend, DebugOption, ModelOption
 from sie_core.cli.groups import grouped
 from sie_core.cli.job import RerankJob
+from sie_core.cli.lists import Lists, rank_lists, read_columns
 from sie_core.cli.progress import Waiting
 from sie_core.cli.records import STDIN, Format, read_documents, read_queries
 from sie_core.cli.results import OutputFormat, open_results
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_score_threshold
 from sie_core.settings import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from sie_core.reranker import Reranker
 
 
 class ScoreSpaceName(StrEnum):
@@ -69,14 +73,16 @@ def rerank(
     id_column: Annotated[
         str | None,
         typer.Option(
-            help="The column or key that holds an id to show with each result.",
+            help="The column or key that holds a document's id, to show with each result.",
             rich_help_panel="Input",
         ),
     ] = None,
     query_column: Annotated[
         str,
         typer.Option(
-            help="The column or key that holds the query in --queries.", rich_help_panel="Input"
+            help="The column or key that holds the query, in --queries or beside "
+            "--documents-column.",
+            rich_help_panel="Input",
         ),
     ] = "query",
     top_k: Annotated[
@@ -108,8 +114,8 @@ def rerank(
     out: Annotated[
         Path | None,
         typer.Option(
-            dir_okay=False,
-            help="Write to this file, which appears when everything is done or not at all.",
+            help="Write to this file, which appears when everything is done or not at all; with "
+            "--documents-column, to a file of this folder for each block of rows.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -131,6 +137,7 @@ def rerank(
             rich_help_panel="Model",
         ),
     ] = None,
+    lists: Lists,
     backend: Backend,
     fallback: Annotated[
         list[str] | None,
@@ -158,20 +165,33 @@ def rerank(
       sie rerank docs.jsonl --queries questions.txt --top-k 10 > ranked.jsonl
       sie rerank docs.csv --base-url http://gpu:8080 --fallback local -q "refunds"
       sie rerank docs.csv -q "refunds" --text-column body --id-column key
+      sie rerank lists.parquet --documents-column candidates --out ranked --engine ray
     """
     check_score_threshold(threshold)
+
+    def open_reranker(**cut: Any) -> Reranker:
+        return backend.open_reranker(
+            model,
+            ctx.obj,
+            fallback=[*fallback] if fallback else None,
+            score_space=None if score_space is None else score_space.value,
+            calibration=calibration,
+            **cut,
+        )
+
+    if lists.documents_column is not None:
+        folder = _check_lists(file, query, queries, out, file_format, output_format)
+        columns = read_columns(lists, query=query_column, text=text_column, id_=id_column)
+        with open_reranker(top_k=top_k, score_threshold=threshold) as reranker:
+            rank_lists(file, folder, reranker, columns, lists)
+        return
+    lists.check_unused()
     _check_places(file, queries, out)
     all_queries = _read_queries(query, queries, query_column)
     documents = read_documents(
         file, file_format=file_format, text_column=text_column, id_column=id_column
     )
-    reranker = backend.open_reranker(
-        model,
-        ctx.obj,
-        fallback=[*fallback] if fallback else None,
-        score_space=None if score_space is None else score_space.value,
-        calibration=calibration,
-    )
+    reranker = open_reranker()
     job = RerankJob(reranker, documents, top_k=top_k, score_threshold=threshold)
     waiting = Waiting(num_queries=len(all_queries), num_documents=len(documents))
     with reranker:
@@ -193,8 +213,37 @@ def _read_queries(query: str | None, queries: Path | None, query_column: str) ->
     raise InvalidRequestError(msg)
 
 
+def _check_lists(
+    file: Path,
+    query: str | None,
+    queries: Path | None,
+    out: Path | None,
+    *others: object,
+) -> Path:
+    """See that nothing is given that rows with queries of their own have no use for."""
+    if query is not None or queries is not None:
+        msg = "with --documents-column every row has a query: leave out --query and --queries"
+        raise InvalidRequestError(msg)
+    if file == STDIN:
+        msg = "with --documents-column FILE must be a file or a folder, not standard input"
+        raise InvalidRequestError(msg)
+    if any(other is not None for other in others):
+        msg = (
+            "with --documents-column rows are read and written as the files' extension says: "
+            "leave out --format and --output"
+        )
+        raise InvalidRequestError(msg)
+    if out is None:
+        msg = "with --documents-column the ranked rows need a folder: add --out FOLDER"
+        raise InvalidRequestError(msg)
+    return out
+
+
 def _check_places(file: Path, queries: Path | None, out: Path | None) -> None:
     """Find out before the model is loaded what would fail after it."""
+    if out is not None and out.is_dir():
+        msg = f"--out {out} is a folder; name a file"
+        raise InvalidRequestError(msg)
     if out is not None and not out.parent.is_dir():
         msg = f"--out {out} cannot be written, because there is no folder {out.parent}"
         raise InvalidRequestError(msg)

@@ -150,7 +150,7 @@ def make_sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_colbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A maker of late-interaction models; it takes what `write_colbert` takes."""
     return lambda **settings: write_colbert(tmp_path_factory.mktemp("colbert"), **settings)

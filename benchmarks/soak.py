@@ -4,10 +4,10 @@ Threads and an event loop make calls of every kind at random for a set time, whi
 memory, the threads and the open files of the process are counted. Memory is said to grow if, after
 a warm-up of a quarter of the time, the slope of a least-squares line through it is above zero with
 95% confidence. Each caller begins with the largest call of every kind, so that what memory calls
-need at most is there from then on. Neighbouring samples are alike, which would make that interval too narrow; the line
-therefore goes through the means of 10 equal spans of time, and the interval is Student's with 8
-degrees of freedom. Threads and files grow if in the last quarter there are never as few as there
-were at most within the warm-up.
+need at most is there from then on. Neighbouring samples are alike, which would make that interval
+too narrow; the line therefore goes through the means of 10 equal spans of time, and the interval is
+Student's with 8 degrees of freedom. Threads and files grow if in the last quarter there are never
+as few as there were at most within the warm-up.
 
 Exits with 1 where something grows, or a call fails that should not.
 """

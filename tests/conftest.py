@@ -248,10 +248,10 @@ def running_command(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str
                 break
         else:
             pytest.fail("".join(lines))
+        url = lines[-1].split()[-1]
         # Its log is read to the end, or the pipe would be full some time.
         reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
         reader.start()
-        url = lines[-1].split()[-1]
         try:
             _wait_until_ready(url)
             yield url, process

@@ -54,6 +54,24 @@ def test_importing_the_core_pulls_in_nothing_heavy() -> None:
     assert not set(_HEAVY) & modules_after("from sie_core import Reranker, Item, SIEError")
 
 
+def test_files_of_lists_need_no_cluster() -> None:
+    """JSONL in one process works without Ray and pyarrow, whose import takes seconds."""
+    statement = "import sie_core.distributed.rerank_files"
+    assert not {"ray", "pyarrow", "torch"} & modules_after(statement)
+
+
+@pytest.mark.parametrize(
+    ("missing", "module"),
+    [("ray", "ray_engine"), ("ray", "rerank_dataset"), ("pyarrow", "parquet")],
+)
+def test_what_a_cluster_needs_is_named_where_it_is_missing(missing: str, module: str) -> None:
+    """By the line that installs it."""
+    code = f"import sys\nsys.modules[{missing!r}] = None\nimport sie_core.distributed.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingDependencyError" in done.stderr
+    assert 'pip install "sie-core[distributed' in done.stderr
+
+
 def test_the_engine_needs_neither_httpx_nor_msgpack() -> None:
     """A box with torch, transformers, tokenizers, safetensors and numpy can run the engine."""
     statement = (

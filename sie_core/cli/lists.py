@@ -23,7 +23,7 @@ _PANEL = "Lists"
 
 
 class EngineName(StrEnum):
-    """Where lists are ranked."""
+    """Where models run."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -75,7 +75,7 @@ class Lists:
         float | None,
         typer.Option(
             help="With ray: CPU cores of each.",
-            show_default="1 beside a GPU, else 4 or what a node has",
+            show_default="half of a node's for each GPU, else 4 or what a node has",
             rich_help_panel=_PANEL,
         ),
     ] = None

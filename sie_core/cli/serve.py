@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +13,13 @@ import typer
 from sie_core.cli.backend import DebugOption
 from sie_core.cli.engine import Engine
 from sie_core.cli.groups import grouped
+from sie_core.cli.lists import EngineName
 from sie_core.errors import InvalidRequestError, MissingDependencyError
 from sie_core.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from sie_core.server.settings import ModelSettings
+    from sie_core.distributed.serving import Cluster
+    from sie_core.server.settings import ModelSettings, ServerSettings
 
 _LOOPBACK = "127.0.0.1"
 
@@ -223,6 +226,117 @@ class Watching:
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """How many processes compute, on a Ray cluster, as the options say."""
+
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="local: models run in this process. ray: in replicas on a Ray cluster, of which "
+            "there are as many as the load needs. Needs the extra distributed.",
+            rich_help_panel="Cluster",
+        ),
+    ] = EngineName.LOCAL
+    min_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Replicas without any load.",
+            show_default="1",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Replicas at most.",
+            show_default="as --min-replicas",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    target_ongoing_requests: Annotated[
+        float | None,
+        typer.Option(
+            help="Requests in progress per replica above which there are to be more replicas.",
+            show_default="8",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    cores_per_replica: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Cores for each replica.",
+            show_default="1",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    gpus_per_replica: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="GPUs for each replica; less than 1 shares one.",
+            show_default="0",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The cluster's address; local starts one, whatever runs.",
+            show_default="RAY_ADDRESS, else a cluster on this machine, else one is started",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+    ray_app: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The application's name in that cluster.",
+            show_default="sie",
+            rich_help_panel="Cluster",
+        ),
+    ] = None
+
+    @property
+    def is_ray(self) -> bool:
+        """Whether models run on a Ray cluster.
+
+        Raises:
+            InvalidRequestError: They do not, and an option is given that speaks of one.
+        """
+        if self.engine is EngineName.RAY:
+            return True
+        given = [it.name for it in fields(self) if it.name != "engine" and self._has(it.name)]
+        if given:
+            option = "--" + given[0].replace("_", "-")
+            msg = (
+                f"{option} {getattr(self, given[0])} is about replicas on a Ray cluster: add "
+                "--engine ray, or leave it out"
+            )
+            raise InvalidRequestError(msg)
+        return False
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was set, by the names of `ClusterSettings`."""
+        min_replicas = self.min_replicas or 1
+        given = {
+            "app_name": self.ray_app,
+            "min_replicas": min_replicas,
+            "max_replicas": min_replicas if self.max_replicas is None else self.max_replicas,
+            "target_ongoing_requests": self.target_ongoing_requests,
+            "cores_per_replica": self.cores_per_replica,
+            "gpus_per_replica": self.gpus_per_replica,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _has(self, name: str) -> bool:
+        return getattr(self, name) is not None
+
+
 @grouped
 def serve(
     models: Annotated[
@@ -252,7 +366,8 @@ def serve(
     shelf: Models,
     access: Access,
     watching: Watching,
-    engine: Engine,
+    replicas: Replicas,
+    process: Engine,
     cache_dir: Annotated[
         Path | None,
         typer.Option(
@@ -286,15 +401,59 @@ def serve(
     given |= {name: value for name, value in flags.items() if value is not None}
     given["models"] = shelf.listed(given.get("models", ()), models or [])
     settings = ServerSettings(**given)
-    client = engine.open_local(
-        max_queued_tokens=settings.max_queued_tokens,
-        max_loaded_models=shelf.max_loaded_models,
-        cache_dir=cache_dir,
-    )
-    with exporting(watching.otlp_endpoint):
-        server = Server(settings, host=host, port=port, client=client)
+    with ExitStack() as ending:
+        if replicas.is_ray:
+            cluster = ending.enter_context(
+                _open_cluster(
+                    settings,
+                    shelf=shelf,
+                    replicas=replicas,
+                    process=process,
+                    watching=watching,
+                    cache_dir=cache_dir,
+                )
+            )
+            server = Server(settings, host=host, port=port, make_app=cluster.make_app)
+        else:
+            ending.enter_context(exporting(watching.otlp_endpoint))
+            client = process.open_local(
+                max_queued_tokens=settings.max_queued_tokens,
+                max_loaded_models=shelf.max_loaded_models,
+                cache_dir=cache_dir,
+            )
+            server = Server(settings, host=host, port=port, client=client)
         typer.echo(f"sie serves at {server.url}", err=True)
         server.run()
+
+
+def _open_cluster(
+    settings: ServerSettings,
+    *,
+    shelf: Models,
+    replicas: Replicas,
+    process: Engine,
+    watching: Watching,
+    cache_dir: Path | None,
+) -> Cluster:
+    """Make the cluster that is to compute, as the options say."""
+    from sie_core.distributed.cluster_settings import ClusterSettings, Deployment, ReplicaEngine
+    from sie_core.distributed.serving import Cluster
+
+    deployment = Deployment(
+        server=settings,
+        cluster=ClusterSettings(max_loaded_models=shelf.max_loaded_models, **replicas.settings()),
+        engine=ReplicaEngine(
+            device=process.device,
+            mode=process.mode.value,
+            dtype=process.dtype,
+            num_threads=process.num_threads,
+            cache_dir=_text(cache_dir),
+            log_format=watching.log_format.value,
+            log_level=watching.log_level.value,
+            otlp_endpoint=watching.otlp_endpoint,
+        ),
+    )
+    return Cluster(deployment, address=replicas.ray_address)
 
 
 def _text(path: Path | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -37,13 +38,32 @@ def connect(address: str | None = None) -> None:
         raise SIEConnectionError(msg) from exc
 
 
-def pool_of(workers: Workers, *, is_local: bool) -> Pool:
-    """Fit workers into the nodes that are there; see `Workers.fitted`."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def pool_of(workers: Workers, *, is_local: bool, num_spare_cores: int = 0) -> Pool:
+    """Fit workers into the nodes that are there; see `Workers.fitted`.
+
+    Args:
+        workers: What is asked for.
+        is_local: Whether the model runs in the workers.
+        num_spare_cores: Of each node, left to others as long as one is left for a worker.
+    """
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    for node in nodes:
+        cores = node.get("CPU", 0)
+        node["CPU"] = max(min(cores, 1), cores - num_spare_cores)
     return workers.fitted(nodes, is_local=is_local)
 
 
-def map_with(pool: Pool, worker: type, **arguments: Any) -> dict[str, Any]:
+def dataset_of(rows: list[dict[str, Any]]) -> Any:
+    """Make a dataset of few and small rows, each to be worked on by itself.
+
+    Ray's own bars and plan are left out: what is one row to it is many to whoever looks on.
+    """
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def map_with(pool: Pool, worker: type, *, num_at_start: int, **arguments: Any) -> dict[str, Any]:
     """Return how `Dataset.map_batches` makes a pool of workers.
 
     The pool may shrink to one: where a node is gone for good, the work that waits for its workers
@@ -52,13 +72,14 @@ def map_with(pool: Pool, worker: type, **arguments: Any) -> dict[str, Any]:
     Args:
         pool: How many, and what each has.
         worker: Their class.
+        num_at_start: Made at once; more when there is enough to do.
         arguments: Of its constructor.
     """
     return {
         "compute": ray.data.ActorPoolStrategy(
             min_size=1,
             max_size=pool.num,
-            initial_size=pool.num_at_start,
+            initial_size=num_at_start,
             max_tasks_in_flight_per_actor=2,  # one at work, one that waits
         ),
         "fn_constructor_kwargs": arguments | {"num_threads": pool.num_threads},

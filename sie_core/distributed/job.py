@@ -130,7 +130,9 @@ def run_block(block: Block, out: Path, ranker: ListRanker, columns: Columns) -> 
     staged = out / f".{block.name}.{uuid4().hex}.unfinished"
     try:
         rows.write(staged, ranked)
-        os.replace(staged, part)  # noqa: PTH105  the same, and says that it is there or not
+        with staged.open("rb") as stream:  # a receipt must not outlive its rows in a power cut
+            os.fsync(stream.fileno())
+        staged.replace(part)
     finally:
         staged.unlink(missing_ok=True)
     receipt = Receipt.of(ranked, block.path, block.first_row)

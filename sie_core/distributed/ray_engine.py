@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from sie_core.distributed.block import Block
-from sie_core.distributed.cluster import connect, map_with, pool_of, use_threads
+from sie_core.distributed.cluster import connect, dataset_of, map_with, pool_of, use_threads
 from sie_core.distributed.columns import Columns
 from sie_core.distributed.job import run_block
 from sie_core.distributed.list_ranker import ListRanker
@@ -42,15 +40,17 @@ class RayEngine:
         """See `Engine.run`."""
         connect(self._address)
         pool = pool_of(self._workers, is_local=reranker.base_url is None)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # blocks are small to Ray; rows are counted here
-        tasks = ray.data.from_items(
-            [{"block": json.dumps(block.to_dict())} for block in blocks],
-            override_num_blocks=len(blocks),
-        )
+        tasks = dataset_of([{"block": json.dumps(block.to_dict())} for block in blocks])
         done = tasks.map_batches(
             batch_size=1,
-            **map_with(pool, _BlockWorker, reranker=reranker, columns=columns, out=out),
+            **map_with(
+                pool,
+                _BlockWorker,
+                num_at_start=pool.num_at_start,
+                reranker=reranker,
+                columns=columns,
+                out=out,
+            ),
         )
         for row in done.iter_rows():
             if row["error"]:

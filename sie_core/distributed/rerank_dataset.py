@@ -11,6 +11,10 @@ from sie_core.distributed.parquet import TableRows, ranking_type
 from sie_core.distributed.workers import Workers
 from sie_core.reranker import Reranker
 
+_SPARE_CORES = 2
+"""Of each node, for steps that read, write and leave out what is done: Ray's own workers need a
+core each, and if these here had all of them, both would wait for ever."""
+
 ROWS_PER_BATCH = 64
 """Rows handed to a worker at once: with some dozens of candidates each, many full batches."""
 
@@ -42,17 +46,22 @@ def rerank_dataset(
 
     Raises:
         InvalidRequestError: The dataset has not the columns.
+        ResourceExhaustedError: No node has room for a worker.
     """
     reranker = reranker or Reranker()
     columns = columns or Columns()
     schema = ds.schema().base_schema
     columns.check(schema.names, "the dataset")
     ranking_type(schema, columns)
-    pool = pool_of(workers or Workers(), is_local=reranker.base_url is None)
+    pool = pool_of(
+        workers or Workers(),
+        is_local=reranker.base_url is None,
+        num_spare_cores=_SPARE_CORES,
+    )
     return ds.map_batches(
         batch_size=rows_per_batch,
         batch_format="pyarrow",
-        **map_with(pool, _TableWorker, reranker=reranker, columns=columns),
+        **map_with(pool, _TableWorker, num_at_start=1, reranker=reranker, columns=columns),
     )
 
 

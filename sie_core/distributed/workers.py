@@ -18,8 +18,9 @@ class Workers:
     Attributes:
         num: Workers at most; they are made as long as there is room. None means as many as the
             nodes have room for when the work begins: name a number where a cluster grows.
-        cores: CPU cores of each, which Ray then counts as taken; None means 1 beside a GPU, else
-            `CORES_PER_WORKER`, or what the smallest node has.
+        cores: CPU cores of each, which Ray then counts as taken; None means half of what a node has
+            for each of its GPUs, which cuts texts into tokens; without GPUs `CORES_PER_WORKER`, or
+            what the smallest node has.
         gpus: GPUs of each, a part of one too; None means 1 if any node has GPUs, else none.
 
     Raises:
@@ -55,11 +56,8 @@ class Workers:
         if gpus is None:
             gpus = 1.0 if is_local and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
         cores = self.cores
-        if cores is None and (gpus or not is_local):
-            cores = 1.0
-        elif cores is None:
-            with_cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
-            cores = min([CORES_PER_WORKER, *with_cores])
+        if cores is None:
+            cores = _fitting_cores(nodes, gpus) if is_local else 1.0
         room = sum(
             int(min(node.get("CPU", 0) // cores, node.get("GPU", 0) // gpus if gpus else 1e9))
             for node in nodes
@@ -71,6 +69,16 @@ class Workers:
             )
             raise ResourceExhaustedError(msg)
         return Pool(num=self.num or room, num_now=room, cores=cores, gpus=gpus)
+
+
+def _fitting_cores(nodes: Sequence[Mapping[str, float]], gpus: float) -> float:
+    if not gpus:
+        with_cores = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
+        return min([CORES_PER_WORKER, *with_cores])
+    shares = [
+        node.get("CPU", 0) * gpus / node["GPU"] / 2 for node in nodes if node.get("GPU", 0) >= gpus
+    ]
+    return float(max(1, int(min(shares, default=1))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ def create_app(
     *,
     on_failed_start: Callable[[Exception], None] | None = None,
     is_loopback: bool = False,
+    is_guarded: bool = True,
 ) -> Starlette:
     """Make the ASGI app.
 
@@ -45,11 +46,13 @@ def create_app(
         client: The engine; it is closed with the app. None makes one of defaults.
         on_failed_start: Called where a model that is to be there from the start cannot be loaded.
         is_loopback: Whether it will listen on this machine's own addresses only.
+        is_guarded: Whether it finds out who calls, holds them to their rates, and observes what
+            passes; False where another process before it does.
 
     Raises:
         InvalidRequestError: A setting is wrong, or the key file is.
     """
-    keys = read_key_file(settings)
+    keys = read_key_file(settings) if is_guarded else None
     engine = client or LocalClient(max_queued_tokens=settings.max_queued_tokens)
     service = Service(settings, engine)
 
@@ -63,19 +66,15 @@ def create_app(
             await service.close()
 
     metrics = Metrics(service)
+    middleware = [Middleware(TraceRequests)]
+    if is_guarded:
+        observers = (write_access, metrics.count)
+        middleware += guards(settings, keys=keys, observers=observers, is_loopback=is_loopback)
     app = Starlette(
         routes=[*_routes(), route(METRICS_PATH, metrics.answer, "GET")],
-        middleware=[
-            Middleware(TraceRequests),
-            *guards(
-                settings,
-                keys=keys,
-                observers=(write_access, metrics.count),
-                is_loopback=is_loopback,
-            ),
-        ],
+        middleware=middleware,
         lifespan=lifespan,
-        exception_handlers={HTTPException: _plain},
+        exception_handlers={HTTPException: answer_plainly},
     )
     app.router.redirect_slashes = False
     app.state.service = service
@@ -118,7 +117,7 @@ def route(path: str, handler: Handler, method: str) -> Route:
     return Route(path, answer, methods=[method])
 
 
-async def _plain(_: Request, error: Exception) -> Response:
+async def answer_plainly(_: Request, error: Exception) -> Response:
     """Answer what no route is there for, as sie-server does."""
     assert isinstance(error, HTTPException)  # noqa: S101  it is registered for those alone
     return Response(

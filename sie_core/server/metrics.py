@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +33,7 @@ from starlette.responses import Response
 
 import sie_core
 from sie_core.remote.wire import PROTOCOL_VERSION
+from sie_core.server.admission import Door
 from sie_core.server.observation import Observation
 from sie_core.server.service import Service
 from sie_core.server.shelf import Shelved
@@ -67,10 +69,10 @@ class Metrics:
     """Count what passes, and ask the models how they stand when someone reads.
 
     Args:
-        service: Whose models are asked.
+        service: Whose models are asked; None where they are in other processes.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service | None) -> None:
         self._registry = CollectorRegistry()
         self._models: set[str] = set()
         self._calls: dict[tuple[str, str | None], _Call] = {}
@@ -100,7 +102,8 @@ class Metrics:
         }
         build = Gauge("sie_build_info", "What runs here.", _BUILD, registry=self._registry)
         build.labels(sie_core.__version__, PROTOCOL_VERSION, platform.python_version()).set(1)
-        self._registry.register(_ServiceCollector(service))
+        if service is not None:
+            self._registry.register(_ServiceCollector(service))
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
@@ -152,8 +155,11 @@ class Metrics:
 
     async def answer(self, request: Request) -> Response:
         """Answer `GET /metrics`."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self._registry), headers={"Content-Type": content_type})
+        return written(request, self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them, as Prometheus's library has them."""
+        return self._registry.collect()
 
     def _label(self, model: str | None) -> str:
         if model is None:
@@ -176,6 +182,12 @@ class Metrics:
         return Histogram(f"sie_{name}", help_, labels, registry=self._registry, buckets=buckets)
 
 
+def written(request: Request, metrics: CollectorRegistry) -> Response:
+    """Write metrics as their reader takes them."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(metrics), headers={"Content-Type": content_type})
+
+
 _BUILD = ("version", "protocol", "python")
 
 _COUNTERS = (
@@ -193,6 +205,22 @@ _GAUGES = (
 )
 
 
+class Standing(Protocol):
+    """What lets requests in: a `Service`, or one that stands before several."""
+
+    is_ready: bool
+    is_draining: bool
+    door: Door
+
+
+def standing(service: Standing) -> Iterator[Metric]:
+    """Tell whether requests are let in, and how many are."""
+    yield _gauge("ready", "1 once the models that are there from the start are.", service.is_ready)
+    yield _gauge("draining", "1 while the server is being stopped.", service.is_draining)
+    yield _gauge("requests_in_progress", "Requests in the server.", service.door.num_requests)
+    yield _gauge("body_bytes_in_progress", "Bytes of their bodies.", service.door.num_bytes)
+
+
 class _ServiceCollector(Collector):
     """Reads how the service and its models stand, at the moment of asking."""
 
@@ -206,12 +234,7 @@ class _ServiceCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Ask."""
         service = self._service
-        yield _gauge(
-            "ready", "1 once the models that are there from the start are.", service.is_ready
-        )
-        yield _gauge("draining", "1 while the server is being stopped.", service.is_draining)
-        yield _gauge("requests_in_progress", "Requests in the server.", service.door.num_requests)
-        yield _gauge("body_bytes_in_progress", "Bytes of their bodies.", service.door.num_bytes)
+        yield from standing(service)
         yield _gauge(
             "max_queued_tokens",
             "Tokens that may wait for one model; more are refused.",

@@ -38,8 +38,15 @@ class CallRecord:
     code: str | None = None
 
 
-def record_of(scope: MutableMapping[str, Any]) -> CallRecord:
-    """Return the record of a request, made at the first time of asking."""
+def record_of(scope: MutableMapping[str, Any], begun: CallRecord | None = None) -> CallRecord:
+    """Return the record of a request, made at the first time of asking.
+
+    Args:
+        scope: The request's.
+        begun: The record from now on: what is known already, where the request came from elsewhere.
+    """
+    if begun is not None:
+        scope[_KEY] = begun
     record = scope.get(_KEY)
     if not isinstance(record, CallRecord):
         record = scope[_KEY] = CallRecord()

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,6 +30,21 @@ _KEEP_ALIVE_SECONDS = 75
 
 _UNREAD_BODY = 1.5
 """A body that nobody reads may take so many times as long as one that is read."""
+
+
+class AppMaker(Protocol):
+    """Makes the app of a `Server`; see `create_app`, which is one."""
+
+    def __call__(
+        self,
+        settings: ServerSettings,
+        client: LocalClient | None,
+        *,
+        on_failed_start: Callable[[Exception], None] | None,
+        is_loopback: bool,
+    ) -> Starlette:
+        """Make it. Its state holds a `service` that can be told `is_draining`, and the `keys`."""
+        ...
 
 
 class _Uvicorn(uvicorn.Server):
@@ -68,6 +83,7 @@ class Server:
         port: 0 means one that is free.
         client: The engine; it is closed at the end. None makes one of defaults.
         uvicorn_options: More of uvicorn's own settings.
+        make_app: Makes what answers.
 
     Attributes:
         app: The ASGI app.
@@ -86,13 +102,14 @@ class Server:
         port: int = 8080,
         client: LocalClient | None = None,
         uvicorn_options: Mapping[str, Any] | None = None,
+        make_app: AppMaker = create_app,
     ) -> None:
         shown = f"[{host}]" if ":" in host else host
         self._certificate = certificate = Certificate.given(
             settings.tls_cert, settings.tls_key, settings.tls_client_ca
         )
         self._error: Exception | None = None
-        self.app: Starlette = create_app(
+        self.app: Starlette = make_app(
             settings, client, on_failed_start=self._give_up, is_loopback=is_loopback_host(shown)
         )
         self._socket = _listen(host, port)

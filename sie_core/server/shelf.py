@@ -146,9 +146,20 @@ class Shelf:
         patience = self._settings.wait_for_load_seconds
         await asyncio.wait({loading}, timeout=patience)
         if not loading.done():
-            raise RefusedError(self._not_yet(shelved))
+            raise RefusedError(self.not_yet(shelved))
         if shelved.failure is not None:
             raise RefusedError(_load_failed(shelved))
+
+    async def load(self, shelved: Shelved) -> None:
+        """Have a model loaded, however long that takes.
+
+        Raises:
+            RefusedError: It could not be.
+        """
+        if self.loaded(shelved) is None:
+            await asyncio.wait({self._begin(shelved)})
+            if shelved.failure is not None:
+                raise RefusedError(_load_failed(shelved))
 
     async def preload(self) -> None:
         """Load the models that are to be there from the start.
@@ -283,13 +294,13 @@ class Shelf:
             shelved.since = time.monotonic() if shelved.failure is not None else shelved.since
             shelved.loading = None
 
-    def _not_yet(self, shelved: Shelved) -> Failure:
+    def not_yet(self, shelved: Shelved) -> Failure:
         """Tell a caller when the model will be there, by how long the last load took.
 
         A load that has taken longer than thought is expected to take half as long again.
         """
         guess = shelved.load_seconds or self._load_seconds or _FIRST_GUESS_SECONDS
-        passed = time.monotonic() - shelved.since
+        passed = 0.0 if shelved.loading is None else time.monotonic() - shelved.since
         return Failure(
             status=503,
             code="MODEL_LOADING",

@@ -70,8 +70,8 @@ def run(client: LengthClient) -> Run:
     """Call the program in this process, with the fake model: `run("rerank", "-q", "cats")`."""
 
     def make_reranker(model: str, **settings: Any) -> Reranker:
-        del settings
-        return Reranker(model, client=client)
+        cut = {name: settings.get(name) for name in ("top_k", "score_threshold")}
+        return Reranker(model, client=client, **cut)
 
     return lambda *arguments, input=None: invoke(arguments, input, make_reranker)  # noqa: A006
 

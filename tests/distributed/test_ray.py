@@ -57,7 +57,8 @@ def assert_same_scores(rows: list[dict[str, Any]], others: list[dict[str, Any]])
     """Batches are filled as work comes, which moves the last bits of a float32."""
     found, expected = scores_of(rows), scores_of(others)
     assert found.keys() == expected.keys()
-    assert all(found[key] == pytest.approx(expected[key], abs=1e-6) for key in expected)
+    for key, scores in expected.items():
+        assert found[key] == pytest.approx(scores, abs=1e-5)
 
 
 def test_files_are_ranked_as_in_one_process_though_a_worker_dies(
@@ -146,7 +147,7 @@ def test_a_dataset_is_ranked_and_continued(
     rerank_files(source, tmp_path / "one", reranker)
 
     def ranked(read: Any) -> Any:
-        return rerank_dataset(read, reranker, workers=Workers(num=1, cores=1), rows_per_batch=16)
+        return rerank_dataset(read, reranker, rows_per_batch=16)
 
     found = ranked(ray.data.read_parquet(str(source))).take_all()
     assert sorted(row["id"] for row in found) == sorted(row["id"] for row in rows)

@@ -10,9 +10,9 @@ GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
 
 
 def test_one_worker_for_each_gpu() -> None:
-    """Nodes without GPUs get none then."""
+    """With half of its share of the cores, for tokens. Nodes without GPUs get none then."""
     pool = Workers().fitted([GPU_NODE, GPU_NODE, CPU_NODE])
-    assert (pool.num, pool.cores, pool.gpus) == (8, 1, 1)
+    assert (pool.num, pool.cores, pool.gpus) == (8, 2, 1)
     assert pool.num_threads is None
 
 
@@ -36,7 +36,8 @@ def test_nodes_that_hold_no_work_do_not_count() -> None:
 
 def test_a_shared_gpu() -> None:
     """Two engines may share one."""
-    assert Workers(gpus=0.5).fitted([GPU_NODE]).num == 8
+    pool = Workers(gpus=0.5).fitted([GPU_NODE])
+    assert (pool.num, pool.cores) == (8, 1)
 
 
 def test_more_workers_than_there_is_room_for_now() -> None:

@@ -11,30 +11,48 @@ from sie_core.errors import MissingDependencyError, SIEConnectionError
 
 try:
     import ray
-    import ray.data
 except ImportError as exc:
-    _MISSING = f'more than one machine needs Ray ({exc}): pip install "sie-core[distributed,local]"'
-    raise MissingDependencyError(_MISSING) from exc
+    _MISSING = (
+        f"more than one machine needs Ray ({exc}): "
+        'pip install "sie-core[distributed,local,server,cli]"'
+    )
+    raise MissingDependencyError(_MISSING, name=exc.name) from exc
 
 
-def connect(address: str | None = None) -> None:
+def connect(address: str | None = None, *, shows_log: bool = False) -> None:
     """Connect this process to a cluster, unless it is connected.
 
     Args:
-        address: `host:6379`, `ray://host:10001` or `auto`; None means `RAY_ADDRESS`, else the
-            cluster that runs on this machine, else one of this machine alone, for this process.
+        address: `host:6379`, or `local` for one of this machine that ends with this process; None
+            means `RAY_ADDRESS`, else the cluster that runs on this machine, else `local`.
+        shows_log: Whether what workers log is written by this process too.
 
     Raises:
         SIEConnectionError: It is not there.
     """
     if ray.is_initialized():
         return
-    # Ray tells its makers how it is used, unless told not to; what is ranked here is nobody's else.
+    # Ray tells its makers how it is used, unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING if shows_log else logging.ERROR,
+        "configure_logging": False,
+        "log_to_driver": shows_log,
+    }
+    if address is None:
+        try:
+            ray.init("auto", **options)
+        except ConnectionError:  # none runs here
+            address = "local"
+        else:
+            return
+    if address == "local":
+        options["include_dashboard"] = False
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError) as exc:
-        msg = f"the Ray cluster {address or os.environ.get('RAY_ADDRESS', '')} is not there: {exc}"
+        msg = f"the Ray cluster {address} is not there: {exc}"
         raise SIEConnectionError(msg) from exc
 
 
@@ -58,6 +76,8 @@ def dataset_of(rows: list[dict[str, Any]]) -> Any:
 
     Ray's own bars and plan are left out: what is one row to it is many to whoever looks on.
     """
+    import ray.data  # brings pandas, which serving has no use for
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -75,6 +95,8 @@ def map_with(pool: Pool, worker: type, *, num_at_start: int, **arguments: Any) -
         num_at_start: Made at once; more when there is enough to do.
         arguments: Of its constructor.
     """
+    import ray.data
+
     return {
         "compute": ray.data.ActorPoolStrategy(
             min_size=1,

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sie_core import errors
+from sie_core.distributed.cluster import connect
 from sie_core.distributed.cluster_settings import Deployment, read_deployment
 from sie_core.distributed.forwarding import gather_response
 from sie_core.distributed.front import Front, create_front
@@ -29,7 +30,6 @@ from sie_core.errors import (
     InvalidRequestError,
     MissingDependencyError,
     ModelLoadError,
-    SIEConnectionError,
     SIEError,
 )
 from sie_core.local import LocalClient
@@ -151,8 +151,7 @@ class Cluster:
         self._is_connected_before = ray.is_initialized()
 
     def __enter__(self) -> Self:
-        if not self._is_connected_before:
-            self._connect()
+        connect(self._address, shows_log=True)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             self._check_size()
@@ -170,24 +169,6 @@ class Cluster:
                 serve.delete(self._deployment.cluster.app_name)
         finally:
             self._disconnect()
-
-    def _connect(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": False}
-        if self._address is None:
-            try:
-                ray.init("auto", **options)
-            except ConnectionError:  # none runs here
-                self._address = "local"
-            else:
-                return
-        if self._address == "local":
-            options["include_dashboard"] = False
-        try:
-            ray.init(self._address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as exc:
-            msg = f"the Ray cluster {self._address} is not there: {exc}"
-            raise SIEConnectionError(msg) from exc
 
     def _disconnect(self) -> None:
         if not self._is_connected_before:

@@ -36,7 +36,7 @@ with tempfile.TemporaryDirectory() as made:
     outcome = Finetuning(
         data=prepare_file(folder / "triplets.jsonl", sizes=Sizes(dev=6, test=16)),
         out=folder / "adapter",
-        settings=TrainingSettings(learning_rate=2e-3, num_epochs=5, evaluations=1, num_threads=1),
+        settings=TrainingSettings(learning_rate=3e-3, num_epochs=3, evaluations=1, num_threads=1),
         retrieving=Retrieving(folder=folder),
     ).run()
     print(outcome.verdict.partition(".")[0])

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,6 +51,15 @@ def _no_server_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a developer's own SIE_BASE_URL out of the tests."""
     monkeypatch.delenv("SIE_BASE_URL", raising=False)
     monkeypatch.delenv("SIE_API_KEY", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _dead_servers_are_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as ever, but without the waits, which `tests/remote` is about."""
+    from sie_core.remote.retry import RULES, Kind
+
+    patient = RULES[Kind.CONNECTION]
+    monkeypatch.setitem(RULES, Kind.CONNECTION, replace(patient, first_seconds=1e-3))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -141,7 +150,7 @@ def make_sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_colbert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A maker of late-interaction models; it takes what `write_colbert` takes."""
     return lambda **settings: write_colbert(tmp_path_factory.mktemp("colbert"), **settings)

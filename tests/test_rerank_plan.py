@@ -14,7 +14,7 @@ from sie_core.errors import (
     InvalidResponseError,
     ServerError,
 )
-from sie_core.pace import pace_of
+from sie_core.pace import cost_of, pace_of
 from sie_core.ranking import Ranking
 from sie_core.rerank_plan import RerankCall, rerank_plan
 from sie_core.score_cache import ScoreCache
@@ -154,6 +154,20 @@ def test_a_pace_learnt_too_slow_is_corrected() -> None:
     call = _call(_documents(30), backend="slow-once", patience=_patience(clock, 0.1))
     assert _rank(model, call).num_scored == 30
     assert model.sizes[0] == 1
+
+
+def test_calls_that_share_the_machine_plan_with_their_part_of_the_time() -> None:
+    """Of five at once each begins a fifth of what one alone would, and all learn the same pace."""
+    cost = cost_of("q", "000", None)
+    for num_together, num_first in ((1, 25), (5, 5)):
+        clock = Clock()
+        pace_of(f"of {num_together}", "m", "None").observe(cost, 0.01)
+        model = Model(clock, seconds_per_text=0.01 * num_together)
+        patience = _patience(clock, 0.51, num_together=num_together)
+        _rank(model, _call(_documents(100), backend=f"of {num_together}", patience=patience))
+        assert model.sizes[0] == num_first
+        learnt = pace_of(f"of {num_together}", "m", "None").seconds_per_char
+        assert learnt == pytest.approx(0.01 / cost)
 
 
 def test_a_call_that_has_time_for_all_is_complete_and_asks_once() -> None:

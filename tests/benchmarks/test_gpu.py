@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,14 @@ from tokenizers import Tokenizer
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the shrunken models are kept."""
     return tmp_path_factory.mktemp("gpu-checkpoints")
+
+
+@pytest.fixture(autouse=True)
+def _only_new_garbage_is_looked_for() -> Iterator[None]:
+    """The script collects garbage after each model, which takes long among what tests left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def run(monkeypatch: pytest.MonkeyPatch, checkpoints: Path, *arguments: str) -> int:

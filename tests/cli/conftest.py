@@ -82,6 +82,13 @@ def run_real() -> Run:
     return lambda *arguments, input=None: invoke(arguments, input)  # noqa: A006
 
 
+@pytest.fixture
+def run_serve(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Call `sie serve` in this process where it is to end by itself, its log left as it is."""
+    monkeypatch.setattr("sie_core.server.access_log.configure_logging", lambda *_, **__: None)
+    return lambda *arguments: invoke(["serve", "--port", "0", *arguments])
+
+
 def invoke(
     arguments: Sequence[object],
     given: str | bytes | None = None,

@@ -10,23 +10,37 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "two_stage"
 FRAMEWORKS = ("langchain", "llamaindex", "haystack")
+RUN_ALL = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])  # as Python does for a script
+folders = dict(line.split("=", 1) for line in sys.argv[3:])
+arguments = ["--first-stage", sys.argv[2], "--questions", "10", "--path"]
+for name, path in folders.items():
+    sys.argv = [f"with_{name}.py", *arguments, path]
+    print(f"==> {name}")
+    runpy.run_path(f"{sys.path[0]}/with_{name}.py", run_name="__main__")
+"""
 
 
-def run(framework: str, path: Path, first_stage: str) -> tuple[str, list[str]]:
-    """Run an example; return what it says of Qdrant, and the passages of its prompt in order."""
+def run(folders: dict[str, Path], first_stage: str) -> dict[str, tuple[str, list[str]]]:
+    """Run the examples one after the other in a process, which loads the models once.
+
+    Returns:
+        By framework what it says of Qdrant, and the passages of its prompt in order.
+    """
+    paths = [f"{name}={path}" for name, path in folders.items()]
     finished = subprocess.run(
-        [
-            sys.executable,
-            str(FOLDER / f"with_{framework}.py"),
-            *("--first-stage", first_stage, "--path", str(path), "--questions", "10"),
-        ],
+        [sys.executable, "-c", RUN_ALL, str(FOLDER), first_stage, *paths],
         check=False,
         capture_output=True,
         text=True,
     )
     assert finished.returncode == 0, finished.stderr
-    qdrant, *prompt = finished.stdout.splitlines()
-    return qdrant, [line for line in prompt if line.startswith("[")]
+    said: dict[str, tuple[str, list[str]]] = {}
+    for part in finished.stdout.split("==> ")[1:]:
+        name, qdrant, *prompt = part.splitlines()
+        said[name] = qdrant, [line for line in prompt if line.startswith("[")]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +52,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.weights
 def test_all_three_agree_and_find_their_files_again(folders: dict[str, Path]) -> None:
     """The first process embeds; the next finds the vectors, and merges them with BM25's list."""
-    first = {name: run(name, folders[name], "dense") for name in FRAMEWORKS}
-    second = {name: run(name, folders[name], "hybrid") for name in FRAMEWORKS}
+    first = run(folders, "dense")
+    second = run(folders, "hybrid")
     for runs, done in ((first, "embedded"), (second, "found")):
+        assert tuple(runs) == FRAMEWORKS
         [said] = {qdrant for qdrant, _ in runs.values()}
         assert said.endswith(f"passages {done} in Qdrant")
         passages = runs["langchain"][1]
@@ -54,6 +69,6 @@ def test_all_three_agree_and_find_their_files_again(folders: dict[str, Path]) ->
 @pytest.mark.weights
 def test_keywords_alone_agree_too(folders: dict[str, Path]) -> None:
     """BM25's candidates are the same, so their reranked order is."""
-    runs = [run(name, folders[name], "bm25")[1] for name in FRAMEWORKS]
+    runs = [passages for _, passages in run(folders, "bm25").values()]
     assert len(runs[0]) == 5
     assert runs[0] == runs[1] == runs[2]

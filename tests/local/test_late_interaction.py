@@ -6,6 +6,7 @@ import asyncio
 import json
 import string
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,20 @@ def items(texts: Sequence[str]) -> list[Item]:
     return [Item(text=text) for text in texts]
 
 
-@pytest.mark.parametrize("isa", ["amx", "avx512", "avx2", "none"])
-@pytest.mark.parametrize(
-    "checkpoint",
-    [
+@dataclass(frozen=True)
+class Defined:
+    """A checkpoint, and what its vectors and scores are by the definition."""
+
+    folder: Path
+    has_kernels: bool
+    queries: list[Array]
+    documents: list[Array]
+    scores: list[float]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
         {"layout": layout, "model_type": model_type, "sees_masks": sees_masks}
         for layout, model_type in [
             ("colbert", "bert"),
@@ -128,31 +139,41 @@ def items(texts: Sequence[str]) -> list[Item]:
     ],
     ids=lambda checkpoint: "-".join(map(str, checkpoint.values())),
 )
-def test_vectors_and_scores_are_those_of_the_definition(
-    make_colbert: Make,
-    client: LocalClient,
-    monkeypatch: pytest.MonkeyPatch,
-    checkpoint: dict[str, Any],
-    isa: str,
-) -> None:
-    """Each layout, masks seen or not, in the compiled kernels and in torch: within 1e-4."""
-    monkeypatch.setenv("SIE_MAX_CPU_ISA", isa)
-    folder = make_colbert(**checkpoint)
+def defined(request: pytest.FixtureRequest, make_colbert: Make) -> Defined:
+    """Each layout in turn, masks seen or not."""
+    folder = make_colbert(**request.param)
     reference = Reference(folder)
+    queries = [reference.query(text) for text in (QUERY, "berlin")]
+    documents = [reference.document(text) for text in TEXTS]
+    scores = [score_of(queries[0], document) for document in documents]
+    has_kernels = request.param["model_type"] == "bert"
+    return Defined(folder, has_kernels, queries, documents, scores)
 
-    queries = client.encode(str(folder), items([QUERY, "berlin"]), is_query=True)
-    documents = client.encode(str(folder), items(TEXTS))
-    scored = client.score(str(folder), Item(text=QUERY), items(TEXTS))
 
-    for text, result in zip([QUERY, "berlin"], queries, strict=True):
-        np.testing.assert_allclose(result["multivector"], reference.query(text), atol=1e-4)
-    for text, result in zip(TEXTS, documents, strict=True):
-        np.testing.assert_allclose(result["multivector"], reference.document(text), atol=1e-4)
-    query = reference.query(QUERY)
-    want = [score_of(query, reference.document(text)) for text in TEXTS]
-    np.testing.assert_allclose(scores_of(scored), want, atol=1e-4)
+@pytest.mark.parametrize("isa", ["amx", "avx512", "avx2", "none"])
+def test_vectors_and_scores_are_those_of_the_definition(
+    defined: Defined, client: LocalClient, monkeypatch: pytest.MonkeyPatch, isa: str
+) -> None:
+    """In the compiled kernels and in torch: within 1e-4."""
+    monkeypatch.setenv("SIE_MAX_CPU_ISA", isa)
+    name = str(defined.folder)
+
+    queries = client.encode(name, items([QUERY, "berlin"]), is_query=True)
+    documents = client.encode(name, items(TEXTS))
+    scored = client.score(name, Item(text=QUERY), items(TEXTS))
+
+    for expected, result in zip(defined.queries, queries, strict=True):
+        np.testing.assert_allclose(result["multivector"], expected, atol=1e-4)
+    for expected, result in zip(defined.documents, documents, strict=True):
+        np.testing.assert_allclose(result["multivector"], expected, atol=1e-4)
+    np.testing.assert_allclose(scores_of(scored), defined.scores, atol=1e-4)
     assert scored["score_space"] == "raw"
     assert scored["usage"]["truncated_items"] == 1
+    (description,) = client.loaded().values()  # loaded anew for each
+    if isa == "none" or not defined.has_kernels:
+        assert description.endswith("computed by torch")
+    elif isa in native.available_kernels():
+        assert f"computed by {isa}" in description
 
 
 @pytest.mark.skipif(not native.available_kernels(), reason="no kernels here")

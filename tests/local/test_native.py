@@ -44,8 +44,8 @@ def kernels(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path, tiny_bert: Path) -> Make:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Make:
     """Makes a BERT or XLM-R checkpoint with random weights."""
 
     def make(model_type: str = "bert", **overrides: Any) -> Path:
@@ -70,7 +70,7 @@ def checkpoint(tmp_path: Path, tiny_bert: Path) -> Make:
                     parameter.normal_(std=0.2)
                 if "LayerNorm.weight" in name:
                     parameter.normal_(mean=1.0, std=0.2)
-        folder = tmp_path / f"{model_type}-{len(list(tmp_path.iterdir()))}"
+        folder = tmp_path_factory.mktemp(model_type)
         model.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).write_text((tiny_bert / name).read_text())
@@ -115,9 +115,9 @@ def load(folder: Path, kernels: str) -> NativeClassifier:
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 97, 130, 200]
 
 
-@pytest.mark.parametrize(
-    ("model_type", "overrides"),
-    [
+@pytest.fixture(
+    scope="module",
+    params=[
         ("bert", {}),
         ("bert", {"num_labels": 2}),
         ("bert", {"hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 160}),
@@ -130,15 +130,18 @@ LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 97, 130, 200]
         ("roberta", {"type_vocab_size": 1, "num_labels": 2, "layer_norm_eps": 1e-5}),
     ],
 )
-def test_scores_are_those_of_transformers(
-    checkpoint: Make, kernels: str, model_type: str, overrides: dict[str, Any]
-) -> None:
-    """Whatever the sizes, heads, activation, labels and family."""
+def scored(request: pytest.FixtureRequest, checkpoint: Make) -> tuple[Path, np.ndarray]:
+    """Checkpoints of all sizes, heads, activations, labels and families, and their scores."""
+    model_type, overrides = request.param
     folder = checkpoint(model_type, **overrides)
-    pairs = make_pairs(LENGTHS)
-    expected = reference(folder, pairs)
+    return folder, reference(folder, make_pairs(LENGTHS))
 
-    scores = NativeWorker(load(folder, kernels))(pairs)
+
+def test_scores_are_those_of_transformers(scored: tuple[Path, np.ndarray], kernels: str) -> None:
+    """Whatever the sizes, heads, activation, labels and family."""
+    folder, expected = scored
+
+    scores = NativeWorker(load(folder, kernels))(make_pairs(LENGTHS))
 
     spread = max(1.0, expected.std())
     np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCES[kernels] * spread)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sie_core.errors import InputTooLongError, InvalidRequestError
 from sie_core.local import LocalAsyncClient, LocalClient
-from sie_core.local.passages import Cutter
+from sie_core.local.passages import Cutter, Passages
 from sie_core.long_documents import LongDocuments
 from sie_core.types import Item
 
@@ -423,6 +423,15 @@ def test_passages_cover_every_token_in_order(
         assert one[0] < other[0]
     for part, span in zip(cut.parts, cut.spans, strict=True):
         assert span == (part[0], part[-1] + 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_passage_without_a_finite_score_is_not_passed_over(bad: float) -> None:
+    """A document with such a passage has its score, which is then refused as any other."""
+    passages = Passages([*"abcd"], starts=[0, 1, 4], spans=[None] * 4, is_truncated=[False] * 2)
+    assert passages.best([9.0, 1.0, bad, 2.0], 1) == 2
+    assert passages.best([9.0, 1.0, 3.0, 2.0], 1) == 2
+    assert passages.best([9.0, 1.0, 3.0, 4.0], 1) == 3
 
 
 @pytest.mark.parametrize(

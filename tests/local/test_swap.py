@@ -82,13 +82,15 @@ def test_calls_during_swaps_use_the_old_or_the_new_weights_and_never_both(
     for thread in threads:
         thread.start()
     dice = random.Random(3)
-    for _ in range(20):
-        which = dice.randrange(len(folders))
-        assert client.swap(name, str(folders[which])) == 1
-        assert scores(client, name) == pytest.approx(known[1 + which], abs=1e-4)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for _ in range(20):
+            which = dice.randrange(len(folders))
+            assert client.swap(name, str(folders[which])) == 1
+            assert scores(client, name) == pytest.approx(known[1 + which], abs=1e-4)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert bad == []
     assert len(seen) > 1
 

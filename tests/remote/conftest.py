@@ -21,6 +21,11 @@ import pytest
 RECORDED = Path(__file__).parent / "recorded"
 
 
+@pytest.fixture(autouse=True)
+def _dead_servers_are_asked_again_at_once() -> None:
+    """Not here: they are asked again when users' programs would ask them."""
+
+
 @dataclass(frozen=True)
 class Exchange:
     """One request to a real server and its reply, byte for byte."""

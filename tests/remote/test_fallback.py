@@ -276,8 +276,11 @@ def test_a_recovered_backend_is_used_again(ask: Any) -> None:
     chain = ask([client], breaker=BreakerSettings(num_failures=1, cooldown_seconds=0.05))
     with pytest.raises(SIEConnectionError):
         ask.score(chain)
-    while chain.states["fake"] == "open":
-        time.sleep(0.01)
+    rested = threading.Event()
+    for _ in range(500):
+        if chain.states["fake"] != "open":
+            break
+        rested.wait(0.01)
     assert chain.states["fake"] == "half-open"
     assert ask.score(chain)["status"] == "complete"
     assert chain.states["fake"] == "closed"

@@ -307,6 +307,7 @@ def test_a_server_that_is_killed_and_comes_back(
         errors: list[SIEError] = []
         num_right = Counter[bool]()
         is_over = threading.Event()
+        stack.callback(is_over.set)  # the threads end with the test, however that ends
 
         def work() -> None:
             while not is_over.is_set():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -143,10 +143,24 @@ class Held(LocalClient):
 
         def run_with_leave(*arguments: Any) -> None:
             self.has_work.set()
-            assert self.may_run.wait(PATIENCE_SECONDS)
+            self.may_run.wait()  # `held` gives leave in the end
             run(*arguments)
 
         scheduler._run = run_with_leave  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def held(serve: Callable[..., Server]) -> Iterator[Callable[..., Held]]:  # noqa: ARG001  ends later
+    """A maker of such clients, whose workers may go on when the servers are about to end."""
+    made: list[Held] = []
+
+    def make(**settings: Any) -> Held:
+        made.append(Held(**settings))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.may_run.set()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -173,9 +187,11 @@ def post(url: str, num_items: int) -> socket.socket:
     return connection
 
 
-def test_who_hangs_up_is_not_computed_for(serve: Callable[..., Server], tiny_bert: Path) -> None:
+def test_who_hangs_up_is_not_computed_for(
+    serve: Callable[..., Server], held: Callable[..., Held], tiny_bert: Path
+) -> None:
     """Work of a caller who left before its turn is dropped: no batch ever sees it."""
-    client = Held()
+    client = held()
     server = serve(models=(ModelSettings(name="m", source=str(tiny_bert)),), client=client)
     client.hold(str(tiny_bert))
     loaded = client.loaded_model(str(tiny_bert))
@@ -196,9 +212,11 @@ def test_who_hangs_up_is_not_computed_for(serve: Callable[..., Server], tiny_ber
     assert loaded.scheduler.stats().num_sequences == before + 1
 
 
-def test_too_much_work_is_told_to_come_back(serve: Callable[..., Server], tiny_bert: Path) -> None:
+def test_too_much_work_is_told_to_come_back(
+    serve: Callable[..., Server], held: Callable[..., Held], tiny_bert: Path
+) -> None:
     """503 QUEUE_FULL with Retry-After; when there is room again, calls are taken again."""
-    client = Held(max_queued_tokens=200)
+    client = held(max_queued_tokens=200)
     server = serve(models=(ModelSettings(name="m", source=str(tiny_bert)),), client=client)
     client.hold(str(tiny_bert))
     loaded = client.loaded_model(str(tiny_bert))
@@ -225,10 +243,10 @@ def test_too_much_work_is_told_to_come_back(serve: Callable[..., Server], tiny_b
 
 
 def test_a_full_house_lets_nobody_in_and_says_so(
-    serve: Callable[..., Server], tiny_bert: Path
+    serve: Callable[..., Server], held: Callable[..., Held], tiny_bert: Path
 ) -> None:
     """More requests than may be in progress are refused before their bodies are read."""
-    client = Held()
+    client = held()
     models = (ModelSettings(name="m", source=str(tiny_bert)),)
     server = serve(models=models, client=client, max_requests=2)
     client.hold(str(tiny_bert))

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sie_core.errors import ModelNotFoundError, UnsupportedModelError
+from sie_core.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
 from sie_core.local import LocalClient
 from sie_core.server.settings import ModelSettings, ServerSettings
 from sie_core.server.shelf import Shelf, is_hub_name
@@ -94,7 +94,9 @@ def test_the_second_wait_is_told_by_the_first_load(
         *lazily("second", cold_xlmr),
     )
     url = serve(models=models, client=client, wait_for_load_seconds=0.0).url
-    while score(url, "first").status_code != 200:
+    for _ in range(10 * TIMEOUT_SECONDS):
+        if score(url, "first").status_code == 200:
+            break
         threading.Event().wait(0.1)
     client.may_load.clear()
     reply = score(url, "second")
@@ -177,6 +179,16 @@ def test_any_model_means_any_of_the_hub_and_no_folder(tiny_bert: Path) -> None:
         with pytest.raises(ModelNotFoundError):
             shelf.find(name)
     assert not is_hub_name("a b")
+
+
+def test_any_model_means_any_adapter_of_the_hub_and_no_folder(tiny_bert: Path) -> None:
+    """As for models: an adapter that lies on this machine must be listed."""
+    shelf = Shelf(ServerSettings(allow_any_model=True), LocalClient())
+    model = shelf.find("some/model")
+    assert shelf.adapter(model, "some/adapter") == "some/adapter"
+    for name in (str(tiny_bert), "../etc", "tests", "", None):
+        with pytest.raises(InvalidRequestError, match="has no adapter"):
+            shelf.adapter(model, name)
 
 
 def test_a_model_leaves_for_another(

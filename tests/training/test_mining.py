@@ -104,6 +104,15 @@ def test_judged_negatives_are_believed(store: TextStore) -> None:
     assert labels(made)[TEXTS["hard"]] == 0.5  # a grade of 1 where the highest is 2
 
 
+def test_what_reads_as_an_answer_is_no_negative_under_another_id(store: TextStore) -> None:
+    """With a teacher, who is not asked about it twice, or without one."""
+    for by in (None, teacher):
+        made = mined(store, {"q": {"hard": 1}}, by)  # `copy` has the same text
+        [example] = made.examples
+        assert [one.label for one in example.documents if one.text == TEXTS["hard"]] == [1]
+        assert [one.text for one in example.documents].count(TEXTS["hard"]) == 1
+
+
 def test_where_nobody_judged_the_teacher_names_the_answer(store: TextStore) -> None:
     """Its first, if it is sure enough; else the query is left out."""
     made = mined(store, {}, teacher)

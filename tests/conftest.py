@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -60,6 +61,19 @@ def _dead_servers_are_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 
     patient = RULES[Kind.CONNECTION]
     monkeypatch.setitem(RULES, Kind.CONNECTION, replace(patient, first_seconds=1e-3))
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Give the process its logging back, after a test that configures it."""
+    names = (None, "sie_core", "uvicorn", "uvicorn.access")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(it.handlers[:], it.level, it.propagate) for it in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -83,9 +83,9 @@ def run_real() -> Run:
 
 
 @pytest.fixture
-def run_serve(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call `sie serve` in this process where it is to end by itself, its log left as it is."""
-    monkeypatch.setattr("sie_core.server.access_log.configure_logging", lambda *_, **__: None)
+def run_serve(logging_as_before: None) -> Run:
+    """Call `sie serve` in this process where it is to end by itself."""
+    del logging_as_before
     return lambda *arguments: invoke(["serve", "--port", "0", *arguments])
 
 

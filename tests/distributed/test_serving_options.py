@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from sie_core.cli.program import program
 
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
 
 def refusal(*arguments: str) -> str:
     """Run the program in this process, and return what it refuses."""

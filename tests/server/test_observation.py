@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +147,6 @@ def seen(**given: Any) -> Observation:
     return Observation(
         method="GET", path="/a b\nc", client="192.0.2.1", status=200, seconds=0.5, record=record
     )
-
-
-@pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    """Give the process its logging back, after a test that configures it."""
-    names = (None, "sie_core", "uvicorn", "uvicorn.access")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(it.handlers[:], it.level, it.propagate) for it in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 @pytest.mark.usefixtures("logging_as_before")

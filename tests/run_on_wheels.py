@@ -88,7 +88,8 @@ def copy_tests() -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("tests", "examples", "benchmarks", "deploy", "docs"):
         shutil.copytree(ROOT / name, run_folder / name, ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", run_folder)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, run_folder)
     return run_folder
 
 

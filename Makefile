@@ -125,7 +125,7 @@ bench: fetch
 	else echo "To compare with other libraries, run: make peers, then make bench again"; fi
 
 soak: fetch
-	@MALLOC_ARENA_MAX=1 $(BIN)/python benchmarks/soak.py --json $(BENCH)/soak.json
+	@$(BIN)/python benchmarks/soak.py --json $(BENCH)/soak.json
 
 PEERS := .build/peers
 PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check

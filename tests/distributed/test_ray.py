@@ -134,41 +134,47 @@ def test_workers_that_no_node_has_room_for_are_an_error(
         )
 
 
-@pytest.mark.usefixtures("_plain_context")
-def test_a_dataset_is_ranked_and_continued(
+def test_a_dataset_is_ranked(
     *, make_rows: MakeRows, reranker: Reranker, write_parquet: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Columns stay, rows come out once, and Ray's own checkpoint leaves out what was written."""
-    from ray.data.checkpoint import CheckpointConfig
+    """Columns stay, rows come out once, and scores are those of one process."""
+    import pyarrow.parquet as pq
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     rows = make_rows(90)
     source = write_parquet(rows, group_rows=30)
     rerank_files(source, tmp_path / "one", reranker)
-
-    def ranked(read: Any) -> Any:
-        return rerank_dataset(read, reranker, rows_per_batch=16)
-
-    found = ranked(ray.data.read_parquet(str(source))).take_all()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    read = ray.data.read_parquet(str(source))
+    found = rerank_dataset(read, reranker, rows_per_batch=16).take_all()
     assert sorted(row["id"] for row in found) == sorted(row["id"] for row in rows)
     by_id = {row["id"]: row for row in found}
     assert all(by_id[row["id"]]["documents"] == row["documents"] for row in rows)
     assert {row["ranking_status"] for row in found} == {"complete"}
-    import pyarrow.parquet as pq
-
     assert_same_scores(found, pq.read_table(next((tmp_path / "one").glob("part-*"))).to_pylist())
 
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_plain_context")
+def test_ray_s_own_checkpoint_continues_a_dataset(
+    *, make_rows: MakeRows, reranker: Reranker, write_parquet: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It leaves out what was written."""
+    import pyarrow.parquet as pq
+    from ray.data.checkpoint import CheckpointConfig
+
+    source = str(write_parquet(make_rows(90), group_rows=30))
+    out = tmp_path / "ranked"
     context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
     context.checkpoint_config = CheckpointConfig(
         id_column="id",
         checkpoint_path=str(tmp_path / "checkpoint"),
         delete_checkpoint_on_success=False,
     )
-    out = tmp_path / "ranked"
-    ranked(ray.data.read_parquet(str(source))).write_parquet(str(out))
+    rerank_dataset(ray.data.read_parquet(source), reranker).write_parquet(str(out))
     files = set(out.rglob("*.parquet"))
-    ranked(ray.data.read_parquet(str(source))).write_parquet(str(out))
-    assert pq.read_table(out).num_rows == len(rows)
+    rerank_dataset(ray.data.read_parquet(source), reranker).write_parquet(str(out))
+    assert pq.read_table(out).num_rows == 90
     assert files <= set(out.rglob("*.parquet"))
 
 

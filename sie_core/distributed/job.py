@@ -60,7 +60,8 @@ class Job:
         if rows_per_block < 1:
             msg = f"rows_per_block must be at least 1, but got {rows_per_block}"
             raise InvalidRequestError(msg)
-        paths = _files(source)
+        source = source.resolve()
+        paths = _files(source, out)
         self._format = format_of(paths[0])
         self._columns = columns
         self._out = out
@@ -76,7 +77,12 @@ class Job:
         described = {
             "columns": asdict(columns),
             "rows_per_block": rows_per_block,
-            "files": {path.name: _fingerprint(path) for path in paths},
+            "files": {
+                path.relative_to(source if source.is_dir() else source.parent).as_posix(): (
+                    _fingerprint(path)
+                )
+                for path in paths
+            },
             **settings,
         }
         try:
@@ -163,18 +169,19 @@ def format_of(path: Path) -> ListFormat:
     raise InvalidRequestError(msg)
 
 
-def _files(source: Path) -> list[Path]:
+def _files(source: Path, out: Path) -> list[Path]:
     if not source.exists():
         msg = f"there is no file or folder {source}"
         raise InvalidRequestError(msg)
     if source.is_file():
-        return [source.resolve()]
+        return [source]
     known = (*JsonlLists.suffixes, ".parquet")
     paths = sorted(
-        path.resolve()
+        path
         for path in source.rglob("*")
         if path.suffix.lower() in known
         and path.is_file()
+        and not path.is_relative_to(out)  # which may lie within the folder that is read
         and not any(part.startswith(("_", ".")) for part in path.relative_to(source).parts)
     )
     if not paths:

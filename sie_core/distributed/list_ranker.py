@@ -50,15 +50,23 @@ class ListRanker:
         calls = list(_calls(pairs))
         with ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="sie-lists") as threads:
             answers = threads.map(
-                lambda call: self._reranker.rank_many(
-                    [pairs[position] for position in call], return_exceptions=True
-                ),
-                calls,
+                lambda call: self._ask([pairs[position] for position in call]), calls
             )
             for call, rankings in zip(calls, answers, strict=True):
                 for position, ranking in zip(call, rankings, strict=True):
                     rows[position] = self._row(ranking, candidates[position])
         return [row for row in rows if row is not None]
+
+    def _ask(
+        self, pairs: Sequence[tuple[str, Sequence[str | None]]]
+    ) -> list[Ranking | InvalidRequestError]:
+        """Rank some rows; what would fail for others too is raised, and ends the calls behind."""
+        answers: list[Ranking | InvalidRequestError] = []
+        for answer in self._reranker.rank_many(pairs, return_exceptions=True):
+            if not isinstance(answer, Ranking | InvalidRequestError):
+                raise answer
+            answers.append(answer)
+        return answers
 
     def _pair(self, query: Any, documents: Any) -> tuple[str, list[str | None]]:
         if not isinstance(query, str):
@@ -72,11 +80,9 @@ class ListRanker:
             raise InvalidRequestError(msg)
         return query, [self._columns.text_of(candidate) for candidate in documents]
 
-    def _row(self, ranking: Ranking | Exception, candidates: Sequence[Any]) -> RankedRow:
+    def _row(self, ranking: Ranking | InvalidRequestError, candidates: Sequence[Any]) -> RankedRow:
         if isinstance(ranking, InvalidRequestError):
             return _failed(ranking)
-        if isinstance(ranking, Exception):
-            raise ranking
         entries = []
         for entry in ranking:
             shown: dict[str, Any] = {"index": entry.index, "score": entry.score}

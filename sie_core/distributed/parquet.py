@@ -63,7 +63,8 @@ class ParquetLists:
     def read(self, block: Block, columns: Columns) -> TableRows:
         """Read the rows of a block; see `ListFormat.read`."""
         try:
-            table = _row_groups(block.path, block.groups).slice(block.start, block.num_rows)
+            stamp = Path(block.path).stat().st_mtime_ns
+            table = _row_groups(block.path, block.groups, stamp).slice(block.start, block.num_rows)
         except (pa.ArrowException, OSError) as exc:
             msg = f"{block.path} cannot be read any more: {exc}"
             raise DatasetError(msg) from exc
@@ -131,6 +132,13 @@ def ranking_type(schema: Any, columns: Columns) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _row_groups(path: str, groups: tuple[int, int]) -> Any:
-    """Read row groups; those of the block before are at hand, as large groups make many blocks."""
+def _row_groups(path: str, groups: tuple[int, int], stamp: int) -> Any:
+    """Read row groups; those of the block before are at hand, as large groups make many blocks.
+
+    Args:
+        path: Of the file.
+        groups: The first, and the one after the last.
+        stamp: When the file was written: another one of the same name is another one.
+    """
+    del stamp
     return pq.ParquetFile(path).read_row_groups(range(*groups))

@@ -9,7 +9,7 @@ from sie_core import Reranker
 from sie_core.distributed import list_ranker
 from sie_core.distributed.columns import Columns
 from sie_core.distributed.list_ranker import ListRanker
-from sie_core.errors import ModelNotFoundError
+from sie_core.errors import ModelNotFoundError, SIEConnectionError
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,28 @@ def test_a_model_that_is_not_there_ends_the_run(tmp_path: Path) -> None:
     ranker = ListRanker(Reranker(str(tmp_path / "none")), Columns())
     with pytest.raises(ModelNotFoundError):
         ranker.rank(["berlin"], [["a city"]])
+
+
+class Failing:
+    """A client whose server is gone; it counts the calls."""
+
+    num_calls = 0
+
+    def score(self, *_: Any, **__: Any) -> Any:
+        """Fail."""
+        self.num_calls += 1
+        msg = "nobody is there"
+        raise SIEConnectionError(msg)
+
+
+def test_what_fails_for_all_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or for as many calls as are under way: each may wait for minutes."""
+    monkeypatch.setattr(list_ranker, "_PAIRS_PER_CALL", 1)
+    client = Failing()
+    ranker = ListRanker(Reranker("m", client=client), Columns())
+    with pytest.raises(SIEConnectionError):
+        ranker.rank(["berlin"] * 100, [["a city"]] * 100)
+    assert client.num_calls <= 10
 
 
 def test_many_rows_are_several_calls(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:

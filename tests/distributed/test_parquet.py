@@ -105,6 +105,17 @@ def test_what_is_no_list_of_documents_is_an_error(tmp_path: Path) -> None:
         ParquetLists().blocks(path, 10, Columns(id="key"))
 
 
+def test_a_file_that_was_written_anew_is_read_anew(
+    make_rows: MakeRows, write_parquet: Callable[..., Path]
+) -> None:
+    """What was read of it before is another file's."""
+    formats = ParquetLists()
+    for rows in (make_rows(3), [row | {"query": "other"} for row in make_rows(3)]):
+        path = write_parquet(rows)
+        [block] = formats.blocks(path, 10, Columns())
+        assert list(formats.read(block, Columns()).queries) == [row["query"] for row in rows]
+
+
 def test_a_file_that_is_no_parquet_is_an_error(tmp_path: Path) -> None:
     """It names the file."""
     path = tmp_path / "lists.parquet"

@@ -180,6 +180,28 @@ def test_other_settings_or_rows_need_another_folder(
         rerank_files(source, out, reranker)
 
 
+def test_the_ranked_rows_may_lie_beside_the_others(
+    make_rows: MakeRows, reranker: Reranker, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What was written is not read as rows the next time."""
+    write_jsonl(make_rows(4), "in/lists.jsonl")
+    for num_kept in (0, 1):
+        outcome = rerank_files(tmp_path / "in", tmp_path / "in" / "ranked", reranker)
+        assert (outcome.num_kept, outcome.total.num_rows) == (num_kept, 4)
+
+
+def test_files_of_one_name_in_two_folders_are_two(
+    make_rows: MakeRows, reranker: Reranker, write_jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A change of either is a change."""
+    write_jsonl(make_rows(2), "in/a/lists.jsonl")
+    write_jsonl(make_rows(2), "in/b/lists.jsonl")
+    rerank_files(tmp_path / "in", tmp_path / "out", reranker)
+    write_jsonl(make_rows(3)[1:], "in/a/lists.jsonl")
+    with pytest.raises(InvalidRequestError, match=r"files a/lists\.jsonl sha256_of_ends was"):
+        rerank_files(tmp_path / "in", tmp_path / "out", reranker)
+
+
 def test_rows_copied_elsewhere_are_the_same(
     make_rows: MakeRows, reranker: Reranker, write_jsonl: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -9,10 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sie_core.distributed.forwarding import ForwardedCall, ForwardedReply
 from sie_core.distributed.front import Front, create_front
+from sie_core.local import LocalClient
+from sie_core.server.app import create_app
 from sie_core.server.failures import Failure, RefusedError
 from sie_core.server.keys import make_key
 from sie_core.server.record import CallRecord
@@ -62,6 +66,24 @@ def front(replicas: FakeReplicas | None, **settings: Any) -> TestClient:
     if replicas is not None:
         made.open(replicas)
     return TestClient(create_front(made))
+
+
+def test_a_front_has_the_routes_of_one_server() -> None:
+    """What one learns, the other must: callers are not to see which it is."""
+    settings = ServerSettings(models=MODELS)
+    with LocalClient() as client:
+        one = create_app(settings, client)
+    assert routes_of(create_front(Front(settings))) == routes_of(one)
+
+
+def routes_of(app: Starlette) -> set[tuple[str, str]]:
+    """Return each path with its method."""
+    return {
+        (route.path, method)
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,9 +22,6 @@ from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_score_threshold
 from sie_core.settings import DEFAULT_MODEL
 
-if TYPE_CHECKING:
-    from sie_core.reranker import Reranker
-
 
 class ScoreSpaceName(StrEnum):
     """What a score is."""
@@ -30,6 +29,126 @@ class ScoreSpaceName(StrEnum):
     RAW = "raw"
     PROBABILITY = "probability"
     CALIBRATED = "calibrated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """What is ranked, as the options say."""
+
+    file_format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="How FILE holds the documents.",
+            show_default="by its extension, else lines",
+            rich_help_panel="Input",
+        ),
+    ] = None
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column or key that holds the text.",
+            show_default="text, else content, page_content or passage",
+            rich_help_panel="Input",
+        ),
+    ] = None
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column or key that holds a document's id, to show with each result.",
+            rich_help_panel="Input",
+        ),
+    ] = None
+    query_column: Annotated[
+        str,
+        typer.Option(
+            help="The column or key that holds the query, in --queries or beside "
+            "--documents-column.",
+            rich_help_panel="Input",
+        ),
+    ] = "query"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What is kept of the rankings, and where it goes, as the options say."""
+
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            "-k",
+            min=1,
+            help="Keep only the best K documents of each query.",
+            rich_help_panel="Output",
+        ),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep documents that score at least this; those without text stay, unscored.",
+            rich_help_panel="Output",
+        ),
+    ] = None
+    output_format: Annotated[
+        OutputFormat | None,
+        typer.Option(
+            "--output",
+            help="How results are written.",
+            show_default="table on a terminal, else jsonl",
+            rich_help_panel="Output",
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write to this file, which appears when everything is done or not at all; with "
+            "--documents-column, to a file of this folder for each block of rows.",
+            rich_help_panel="Output",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """What a score is, and who gives it where the server fails, as the options say."""
+
+    score_space: Annotated[
+        ScoreSpaceName | None,
+        typer.Option(
+            help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
+            show_default="what the model's config says",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="For calibrated scores: a file that `sie calibrate` wrote.",
+            show_default="the one kept under the model's name",
+            rich_help_panel="Model",
+        ),
+    ] = None
+    fallback: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHO",
+            help="Who answers when that fails: local (this process), retrieval_order (nobody: the "
+            "documents as read, unscored) or the address of another server. Given more than once, "
+            "they are asked in turn.",
+            show_default="none: an error",
+            rich_help_panel="Server",
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was set, by the names of `Reranker`."""
+        return {
+            "score_space": None if self.score_space is None else self.score_space.value,
+            "calibration": self.calibration,
+            "fallback": [*self.fallback] if self.fallback else None,
+        }
 
 
 @grouped
@@ -53,103 +172,12 @@ def rerank(
             help="A file of queries instead: one per line, or JSONL, CSV or TSV by its extension.",
         ),
     ] = None,
-    file_format: Annotated[
-        Format | None,
-        typer.Option(
-            "--format",
-            help="How FILE holds the documents.",
-            show_default="by its extension, else lines",
-            rich_help_panel="Input",
-        ),
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            help="The column or key that holds the text.",
-            show_default="text, else content, page_content or passage",
-            rich_help_panel="Input",
-        ),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            help="The column or key that holds a document's id, to show with each result.",
-            rich_help_panel="Input",
-        ),
-    ] = None,
-    query_column: Annotated[
-        str,
-        typer.Option(
-            help="The column or key that holds the query, in --queries or beside "
-            "--documents-column.",
-            rich_help_panel="Input",
-        ),
-    ] = "query",
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            "--top-k",
-            "-k",
-            min=1,
-            help="Keep only the best K documents of each query.",
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Keep documents that score at least this; those without text stay, unscored.",
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    output_format: Annotated[
-        OutputFormat | None,
-        typer.Option(
-            "--output",
-            help="How results are written.",
-            show_default="table on a terminal, else jsonl",
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write to this file, which appears when everything is done or not at all; with "
-            "--documents-column, to a file of this folder for each block of rows.",
-            rich_help_panel="Output",
-        ),
-    ] = None,
+    given: Input,
+    wanted: Output,
     model: ModelOption = DEFAULT_MODEL,
-    score_space: Annotated[
-        ScoreSpaceName | None,
-        typer.Option(
-            help="Scores as logits, as probabilities, or as what `sie calibrate` fitted.",
-            show_default="what the model's config says",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            dir_okay=False,
-            help="For calibrated scores: a file that `sie calibrate` wrote.",
-            show_default="the one kept under the model's name",
-            rich_help_panel="Model",
-        ),
-    ] = None,
+    scoring: Scoring,
     lists: Lists,
     backend: Backend,
-    fallback: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="WHO",
-            help="Who answers when that fails: local (this process), retrieval_order (nobody: the "
-            "documents as read, unscored) or the address of another server. Given more than once, "
-            "they are asked in turn.",
-            show_default="none: an error",
-            rich_help_panel="Server",
-        ),
-    ] = None,
     debug: DebugOption = False,  # noqa: ARG001 -- its callback does the work
 ) -> None:
     """Order documents by relevance to a query, best first.
@@ -167,36 +195,33 @@ def rerank(
       sie rerank docs.csv -q "refunds" --text-column body --id-column key
       sie rerank lists.parquet --documents-column candidates --out ranked --engine ray
     """
-    check_score_threshold(threshold)
-
-    def open_reranker(**cut: Any) -> Reranker:
-        return backend.open_reranker(
-            model,
-            ctx.obj,
-            fallback=[*fallback] if fallback else None,
-            score_space=None if score_space is None else score_space.value,
-            calibration=calibration,
-            **cut,
-        )
-
+    check_score_threshold(wanted.threshold)
+    cut: dict[str, Any] = {"top_k": wanted.top_k, "score_threshold": wanted.threshold}
+    open_reranker = partial(backend.open_reranker, model, ctx.obj, **scoring.settings())
     if lists.documents_column is not None:
-        folder = _check_lists(file, query, queries, out, file_format, output_format)
-        columns = read_columns(lists, query=query_column, text=text_column, id_=id_column)
-        with open_reranker(top_k=top_k, score_threshold=threshold) as reranker:
-            rank_lists(file, folder, reranker, columns, lists)
+        out = _check_lists(file, query, queries, given, wanted)
+        columns = read_columns(
+            lists, query=given.query_column, text=given.text_column, id_=given.id_column
+        )
+        with open_reranker(**cut) as reranker:
+            rank_lists(file, out, reranker, columns, lists)
         return
     lists.check_unused()
-    _check_places(file, queries, out)
-    all_queries = _read_queries(query, queries, query_column)
+    _check_places(file, queries, wanted.out)
+    all_queries = _read_queries(query, queries, given.query_column)
     documents = read_documents(
-        file, file_format=file_format, text_column=text_column, id_column=id_column
+        file,
+        file_format=given.file_format,
+        text_column=given.text_column,
+        id_column=given.id_column,
     )
-    reranker = open_reranker()
-    job = RerankJob(reranker, documents, top_k=top_k, score_threshold=threshold)
+    job = RerankJob(reranker := open_reranker(), documents, **cut)
     waiting = Waiting(num_queries=len(all_queries), num_documents=len(documents))
     with reranker:
         job.load(waiting)
-        with open_results(out, output_format, has_ids=id_column is not None) as results:
+        with open_results(
+            wanted.out, wanted.output_format, has_ids=given.id_column is not None
+        ) as results:
             job.run(all_queries, results, waiting)
     job.notes.say()
 
@@ -217,8 +242,8 @@ def _check_lists(
     file: Path,
     query: str | None,
     queries: Path | None,
-    out: Path | None,
-    *others: object,
+    given: Input,
+    wanted: Output,
 ) -> Path:
     """See that nothing is given that rows with queries of their own have no use for."""
     if query is not None or queries is not None:
@@ -227,16 +252,16 @@ def _check_lists(
     if file == STDIN:
         msg = "with --documents-column FILE must be a file or a folder, not standard input"
         raise InvalidRequestError(msg)
-    if any(other is not None for other in others):
+    if given.file_format is not None or wanted.output_format is not None:
         msg = (
             "with --documents-column rows are read and written as the files' extension says: "
             "leave out --format and --output"
         )
         raise InvalidRequestError(msg)
-    if out is None:
+    if wanted.out is None:
         msg = "with --documents-column the ranked rows need a folder: add --out FOLDER"
         raise InvalidRequestError(msg)
-    return out
+    return wanted.out
 
 
 def _check_places(file: Path, queries: Path | None, out: Path | None) -> None:

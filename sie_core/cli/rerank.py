@@ -175,9 +175,9 @@ def rerank(
     given: Input,
     wanted: Output,
     model: ModelOption = DEFAULT_MODEL,
-    scoring: Scoring,
     lists: Lists,
     backend: Backend,
+    scoring: Scoring,
     debug: DebugOption = False,  # noqa: ARG001 -- its callback does the work
 ) -> None:
     """Order documents by relevance to a query, best first.

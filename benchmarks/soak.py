@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
-import contextlib
 import ctypes
 import gc
 import logging
@@ -42,6 +41,7 @@ from scipy import stats
 from sie_core import DEFAULT_MODEL, LocalClient, Reranker
 from sie_core.document_text import DocumentText
 from sie_core.errors import InputTooLongError
+from sie_core.local.memory import give_back
 
 WARM_UP = 0.4
 """The part of the time that does not count, unless another is given. Caches fill in it, and tables
@@ -294,8 +294,7 @@ class Sample:
     def take(cls, minutes: float) -> Sample:
         """Count, after what nobody uses any more has gone back to the system."""
         gc.collect()
-        with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return cls(
             minutes=minutes,

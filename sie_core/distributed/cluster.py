@@ -16,7 +16,7 @@ except ImportError as exc:
     raise MissingDependencyError(_MISSING, name=exc.name) from exc
 
 
-def connect(address: str | None = None, *, shows_log: bool = False) -> None:
+def connect(address: str | None = None, *, shows_log: bool = False) -> bool:
     """Connect this process to a cluster, unless it is connected.
 
     Args:
@@ -24,11 +24,14 @@ def connect(address: str | None = None, *, shows_log: bool = False) -> None:
             means `RAY_ADDRESS`, else the cluster that runs on this machine, else `local`.
         shows_log: Whether what workers log is written by this process too.
 
+    Returns:
+        Whether a cluster of this machine was started, which never grows.
+
     Raises:
         SIEConnectionError: It is not there.
     """
     if ray.is_initialized():
-        return
+        return False
     # Ray tells its makers how it is used, unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -43,7 +46,7 @@ def connect(address: str | None = None, *, shows_log: bool = False) -> None:
         except ConnectionError:  # none runs here
             address = "local"
         else:
-            return
+            return False
     if address == "local":
         options["include_dashboard"] = False
     try:
@@ -51,6 +54,7 @@ def connect(address: str | None = None, *, shows_log: bool = False) -> None:
     except (ConnectionError, RuntimeError, ValueError) as exc:
         msg = f"the Ray cluster {address} is not there: {exc}"
         raise SIEConnectionError(msg) from exc
+    return address == "local"
 
 
 def pool_of(workers: Workers, *, is_local: bool, num_spare_cores: int = 0) -> Pool:

@@ -142,10 +142,11 @@ class Cluster:
         self._is_connected_before = ray.is_initialized()
 
     def __enter__(self) -> Self:
-        connect(self._address, shows_log=True)
+        is_own = connect(self._address, shows_log=True)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            self._check_size()
+            if is_own:
+                self._check_size()
             serve.start(proxy_location="Disabled")
         except BaseException:
             self._disconnect()
@@ -229,13 +230,11 @@ class Cluster:
         return bool(standing.status == "RUNNING")
 
     def _check_size(self) -> None:
-        """Refuse what would wait for ever on a machine that cannot grow.
+        """Refuse what would wait for ever on this machine, which cannot grow.
 
         Raises:
             InvalidRequestError: The replicas do not fit.
         """
-        if self._is_connected_before or self._address != "local":
-            return
         cluster, available = self._deployment.cluster, ray.cluster_resources()
         for what, name, each in (
             ("cores", "CPU", cluster.cores_per_replica),

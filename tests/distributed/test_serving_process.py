@@ -117,3 +117,16 @@ def test_a_model_that_is_not_there_ends_it_with_the_reason(
     done = sie_serve(f"m={tmp_path}", "--engine", "ray", "--cores-per-replica", "0.5")
     assert done.returncode == 1
     assert "has no config.json" in done.stderr.splitlines()[-1]
+
+
+def test_more_replicas_than_this_machine_holds_are_refused(
+    sie_serve: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    ray_folder: Path,
+) -> None:
+    """Where no cluster is named and none runs: they would be waited for without an end."""
+    del ray_folder
+    monkeypatch.delenv("RAY_ADDRESS")
+    done = sie_serve("--engine", "ray", *("--min-replicas", "500", "--max-replicas", "500"))
+    assert done.returncode == 2
+    assert "500 replicas of 1 cores do not fit into" in done.stderr.splitlines()[-1]

@@ -108,6 +108,11 @@ class TableRows:
         pq.write_table(self.with_ranked(ranked), path)
 
 
+def is_arrow(schema: Any) -> bool:
+    """Say whether a schema is Arrow's own."""
+    return isinstance(schema, pa.Schema)
+
+
 def ranking_type(schema: Any, columns: Columns) -> Any:
     """Return the type of the ranking's column: equal for all blocks, whatever is in them.
 

@@ -7,8 +7,9 @@ from typing import Any
 from sie_core.distributed.cluster import map_with, pool_of, use_threads
 from sie_core.distributed.columns import Columns
 from sie_core.distributed.list_ranker import ListRanker
-from sie_core.distributed.parquet import TableRows, ranking_type
+from sie_core.distributed.parquet import TableRows, is_arrow, ranking_type
 from sie_core.distributed.workers import Workers
+from sie_core.errors import DatasetError
 from sie_core.reranker import Reranker
 
 _SPARE_CORES = 2
@@ -46,13 +47,18 @@ def rerank_dataset(
 
     Raises:
         InvalidRequestError: The dataset has not the columns.
+        DatasetError: It has no rows.
         ResourceExhaustedError: No node has room for a worker.
     """
     reranker = reranker or Reranker()
     columns = columns or Columns()
-    schema = ds.schema().base_schema
+    schema = ds.schema()
+    if schema is None:
+        msg = "the dataset has no rows"
+        raise DatasetError(msg)
     columns.check(schema.names, "the dataset")
-    ranking_type(schema, columns)
+    if is_arrow(schema.base_schema):  # that of pandas does not tell what lists hold
+        ranking_type(schema.base_schema, columns)
     pool = pool_of(
         workers or Workers(),
         is_local=reranker.base_url is None,

@@ -14,7 +14,12 @@ from sie_core import Reranker
 from sie_core.distributed.columns import Columns
 from sie_core.distributed.rerank_files import rerank_files
 from sie_core.distributed.workers import Workers
-from sie_core.errors import InvalidRequestError, ModelNotFoundError, ResourceExhaustedError
+from sie_core.errors import (
+    DatasetError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ResourceExhaustedError,
+)
 
 ray = pytest.importorskip("ray")
 
@@ -188,3 +193,15 @@ def test_a_dataset_without_the_columns_is_an_error(reranker: Reranker) -> None:
             reranker,
             columns=Columns(id="key"),
         )
+    with pytest.raises(DatasetError, match="the dataset has no rows"):
+        rerank_dataset(ray.data.from_items([]), reranker)
+
+
+def test_a_dataset_of_pandas_is_ranked_too(make_rows: MakeRows, reranker: Reranker) -> None:
+    """What its lists hold is seen only when they are read."""
+    pandas = pytest.importorskip("pandas")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ds = ray.data.from_pandas(pandas.DataFrame(make_rows(5)))
+    found = rerank_dataset(ds, reranker, columns=Columns(id="id")).take_all()
+    assert sorted(row["id"] for row in found) == [f"row-{i}" for i in range(5)]
+    assert all(len(row["ranking"]) == 3 for row in found)

@@ -24,6 +24,23 @@ class ModeName(StrEnum):
     FAST = "fast"
 
 
+class EngineName(StrEnum):
+    """Where models run: in this process, or in those of a Ray cluster."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def ray_address_option(panel: str) -> Any:
+    """Make the option `--ray-address`, which means the same everywhere."""
+    return typer.Option(
+        metavar="HOST:PORT",
+        help="With ray: the cluster's address; local starts one, whatever runs.",
+        show_default="RAY_ADDRESS, else a cluster on this machine, else one is started",
+        rich_help_panel=panel,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """Device, exactness and threads, as the options say; None is the default of `LocalClient`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sie_core.cli.engine import EngineName, ray_address_option
 from sie_core.cli.progress import Steps
 from sie_core.cli.terminal import printable
 from sie_core.errors import InvalidRequestError, MissingDependencyError
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from sie_core.reranker import Reranker
 
 _PANEL = "Lists"
-
-
-class EngineName(StrEnum):
-    """Where models run."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +80,7 @@ class Lists:
             rich_help_panel=_PANEL,
         ),
     ] = None
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="With ray: the cluster's address.",
-            show_default="RAY_ADDRESS, else a cluster on this machine, else one is started",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None
+    ray_address: Annotated[str | None, ray_address_option(_PANEL)] = None
 
     def check_unused(self) -> None:
         """See that nothing is set that only lists have.

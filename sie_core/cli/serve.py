@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sie_core.cli.backend import DebugOption
-from sie_core.cli.engine import Engine
+from sie_core.cli.engine import Engine, EngineName, ray_address_option
 from sie_core.cli.groups import grouped
-from sie_core.cli.lists import EngineName
 from sie_core.errors import InvalidRequestError, MissingDependencyError
 from sie_core.settings import DEFAULT_MODEL
 
@@ -282,15 +281,7 @@ class Replicas:
             rich_help_panel="Cluster",
         ),
     ] = None
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="The cluster's address; local starts one, whatever runs.",
-            show_default="RAY_ADDRESS, else a cluster on this machine, else one is started",
-            rich_help_panel="Cluster",
-        ),
-    ] = None
+    ray_address: Annotated[str | None, ray_address_option("Cluster")] = None
     ray_app: Annotated[
         str | None,
         typer.Option(

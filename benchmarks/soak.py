@@ -44,8 +44,9 @@ from sie_core.errors import InputTooLongError
 from sie_core.local.memory import give_back
 
 WARM_UP = 0.4
-"""The part of the time that does not count, unless another is given. Caches fill in it, and tables
-that have a bound are doubled for the last time: after some 27,000 calls, or 8 to 13 minutes."""
+"""The part of the time that does not count, unless another is given. Caches fill in it, and the
+interpreter's table of interned strings doubles, once: after some 25,000 calls, or 8 to 13 minutes.
+"""
 
 NUM_SPANS = 10
 _LOOP_THREADS = 6

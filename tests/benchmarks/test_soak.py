@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
-MINUTES = float(os.environ.get("SIE_SOAK_MINUTES", "0.95"))
-"""Long enough for caches to be full, and for growth to stand out: 8 KiB a call are 20 MiB a minute,
-give or take 3."""
-
-TOLERANCE_MIB_PER_MINUTE = 5.0
-"""Less does not stand out in so short a time; `make soak` allows no growth at all."""
+from tests.benchmarks.conftest import HAS_PROC, Soak
 
 
 def noisy(slope: float, *, num: int = 120, seed: int = 1) -> list[tuple[float, float]]:
@@ -75,22 +65,10 @@ def test_threads_that_stay_are_found() -> None:
     ]
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="/proc is not there")
-def test_nothing_grows_with_use(tiny_bert: Path) -> None:
+@pytest.mark.skipif(not HAS_PROC, reason="/proc is not there")
+def test_nothing_grows_with_use(soak: Soak) -> None:
     """Calls of every kind in threads and an event loop, in a process of their own."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(SCRIPT),
-            *("--minutes", str(MINUTES), "--model", str(tiny_bert), "--pause-ms", "60"),
-            *("--tolerance", str(TOLERANCE_MIB_PER_MINUTE), "--warm-up", "0.5"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60 * MINUTES + 120,
-        check=False,
-        # One arena for all threads: with one for each, the last is full only after minutes.
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all together, awaited" in done.stdout
+    status = soak.process.wait(timeout=300)
+    printed = soak.printed.read_text()
+    assert status == 0, printed
+    assert "all together, awaited" in printed

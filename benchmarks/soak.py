@@ -115,7 +115,13 @@ FEATURES = (
     Feature(name="probabilities", settings={"score_space": "probability"}),
     Feature(
         name="all together",
-        settings={**_PASSAGES, **_CASCADE, "score_cache": _CACHE_BYTES, "stop_when_stable": 2},
+        settings={
+            **_PASSAGES,
+            **_CASCADE,
+            "score_cache": _CACHE_BYTES,
+            "stop_when_stable": 2,
+            "drop_duplicates": True,
+        },
         arguments=_latency,
         longest=400,
     ),

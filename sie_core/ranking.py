@@ -75,6 +75,7 @@ class Ranking:
         num_unscored: Candidates with text that it did not score. In a cascade those are not counted
             that were never to reach it.
         num_cached: Candidates whose score came from the score cache.
+        num_duplicates: Candidates left out because their text stood before (`drop_duplicates`).
     """
 
     entries: tuple[RankedEntry, ...]
@@ -87,6 +88,7 @@ class Ranking:
     num_scored: int = 0
     num_unscored: int = 0
     num_cached: int = 0
+    num_duplicates: int = 0
 
     @property
     def marks(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self, TypedDict
 
@@ -43,6 +44,7 @@ class CallOverrides(TypedDict, total=False):
     fuse_retrieval_score: float | None
     max_latency_ms: float | None
     long_documents: Handling | None
+    drop_duplicates: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class CallSettings:
     fuse_retrieval_score: float | None = None
     max_latency_ms: float | None = None
     long_documents: Handling | None = None
+    drop_duplicates: bool | None = None
 
     def __post_init__(self) -> None:
         check_top_k(self.top_k)
@@ -69,6 +72,7 @@ class CallSettings:
         check_retrieval_weight(self.fuse_retrieval_score)
         check_timeout_seconds(self.max_latency_ms, name="max_latency_ms")
         LongDocuments(how=self.long_documents)
+        check_drop_duplicates(self.drop_duplicates)
 
     @classmethod
     def of(cls, overrides: CallOverrides) -> Self:
@@ -91,6 +95,7 @@ class RerankCall:
         calibration: What makes probabilities of the model's scores, if anything.
         retrieval_weight: How much the retrieval scores count, if at all.
         retrieval_scores: The first stage's, one for each document.
+        drop_duplicates: Whether documents whose text stood before are left out of the ranking.
         sends_once: Whether equal texts are sent once; see `StagePlan`.
         cascade: Models that score before, and how many documents go on.
         patience: How long it goes on.
@@ -110,6 +115,7 @@ class RerankCall:
     calibration: Calibration | None = None
     retrieval_weight: float | None = None
     retrieval_scores: Sequence[float | None] | None = None
+    drop_duplicates: bool = False
     sends_once: bool = False
     cascade: Sequence[Stage] = ()
     patience: Patience = field(default_factory=Patience)
@@ -124,7 +130,7 @@ class RerankCall:
 
 
 def rerank_plan(call: RerankCall) -> Plan[Ranking]:
-    """Score the documents that have text, and order all of them.
+    """Score the documents that have text, and order all of them, or all that differ.
 
     Raises:
         InvalidRequestError: The backend does not say that its scores are in the space asked for.
@@ -132,6 +138,8 @@ def rerank_plan(call: RerankCall) -> Plan[Ranking]:
         Exception: What the client raised.
     """
     candidates = [index for index, text in enumerate(call.documents) if has_text(text)]
+    duplicates = _duplicates(call, candidates)
+    candidates = [index for index in candidates if index not in duplicates]
     stages: list[StageScores] = []
     for stage in call.cascade:
         patience = replace(call.patience, stop_when_stable=None)  # the best are known at the end
@@ -143,7 +151,7 @@ def rerank_plan(call: RerankCall) -> Plan[Ranking]:
         order = [entry.index for entry in rank(_listed(call, scores)) if entry.score is not None]
         candidates = (order or candidates)[: stage.num_kept(len(candidates))]
     own = yield from _ask(call, call.model, candidates, call.arguments, call.patience)
-    return _to_ranking(call, candidates, stages, own)
+    return _to_ranking(call, candidates, stages, own, duplicates)
 
 
 def to_pairs(queries: object) -> list[tuple[str, Sequence[str | None]]]:
@@ -165,6 +173,13 @@ def to_pairs(queries: object) -> list[tuple[str, Sequence[str | None]]]:
 
 
 _PAIR: Final = 2
+
+
+def check_drop_duplicates(drop_duplicates: bool | None) -> None:
+    """Raise InvalidRequestError unless it is True, False or None."""
+    if drop_duplicates is not None and not isinstance(drop_duplicates, bool):
+        msg = f"drop_duplicates must be True or False, but got {drop_duplicates!r}"
+        raise InvalidRequestError(msg)
 
 
 def has_text(text: str | None) -> bool:
@@ -203,6 +218,7 @@ def _to_ranking(
     candidates: Sequence[int],
     stages: Sequence[StageScores],
     own: StageScores,
+    duplicates: AbstractSet[int],
 ) -> Ranking:
     """Order the model's scores; behind them come those it did not score, and blank documents."""
     scores = _listed(call, own)
@@ -218,14 +234,15 @@ def _to_ranking(
     threshold = None if own.is_degraded else call.score_threshold
     has_more_scores = any(stage.entries for stage in stages)
     num_unscored = 0 if own.is_degraded else len(candidates) - len(own.entries)
+    unscored = [index for index, score in enumerate(shown) if score is None]
+    if has_more_scores or num_unscored:
+        unscored = _unscored(call, candidates, stages, own, is_cut=threshold is not None)
     entries = rank(
         shown,
         order_by=order_by,
         top_k=call.top_k,
         score_threshold=threshold,
-        unscored=_unscored(call, candidates, stages, own, is_cut=threshold is not None)
-        if has_more_scores or num_unscored
-        else None,
+        unscored=[index for index in unscored if index not in duplicates],
     )
     if call.retrieval_weight is not None:
         entries = tuple(replace(entry, score=order_by[entry.index]) for entry in entries)
@@ -251,7 +268,16 @@ def _to_ranking(
         num_scored=len(own.entries),
         num_unscored=num_unscored,
         num_cached=own.num_cached,
+        num_duplicates=len(duplicates),
     )
+
+
+def _duplicates(call: RerankCall, candidates: Sequence[int]) -> AbstractSet[int]:
+    """Return those whose text one before them has, if such are to be left out."""
+    if not call.drop_duplicates:
+        return frozenset()
+    firsts = {call.documents[index]: index for index in reversed(candidates)}
+    return set(candidates) - set(firsts.values())
 
 
 def _listed(call: RerankCall, scores: StageScores) -> list[float | None]:

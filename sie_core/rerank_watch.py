@@ -153,6 +153,7 @@ def _event(
         num_truncated=ranking.usage.get("truncated_items", 0),
         num_scored=ranking.num_scored,
         num_cached=ranking.num_cached,
+        num_duplicates=ranking.num_duplicates,
         served_by=ranking.served_by,
         reason=ranking.reason,
         timing=timing,

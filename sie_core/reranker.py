@@ -21,7 +21,14 @@ from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClien
 from sie_core.fusion import check_retrieval_weight
 from sie_core.long_documents import Handling, LongDocuments
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
-from sie_core.rerank_plan import CallOverrides, CallSettings, RerankCall, rerank_plan, to_pairs
+from sie_core.rerank_plan import (
+    CallOverrides,
+    CallSettings,
+    RerankCall,
+    check_drop_duplicates,
+    rerank_plan,
+    to_pairs,
+)
 from sie_core.rerank_watch import OnRerank, RerankWatch, check_hook
 from sie_core.score_cache import ScoreCache, source_of
 from sie_core.settings import DEFAULT_MODEL
@@ -77,6 +84,8 @@ class Reranker(ClientHolder):
         stop_when_stable: Stop after so many batches in a row that left the top `top_k` (or 10) as
             it was; the rest follows unscored. A heuristic: a better document may be further down.
             A batch is `batch_size` documents, or 16.
+        drop_duplicates: Leave out documents whose text, as it is ranked, one before them in
+            retrieval order has; `Ranking.num_duplicates` counts them.
         gpu: Machine profile on a remote cluster, such as `l4`; without meaning in-process.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
         timeout_seconds: Bound on one whole call, loading and retries included; None means 180 on
@@ -137,6 +146,7 @@ class Reranker(ClientHolder):
         score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
         cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
         stop_when_stable: int | None = None,
+        drop_duplicates: bool = False,
         gpu: str | None = None,
         wait_for_capacity: bool = False,
         timeout_seconds: float | None = None,
@@ -167,6 +177,7 @@ class Reranker(ClientHolder):
         self.trace_content = trace_content
         check_timeout_seconds(max_latency_ms, name="max_latency_ms")
         check_top_k(stop_when_stable, name="stop_when_stable")
+        check_drop_duplicates(drop_duplicates)
         super().__init__(
             model,
             base_url=base_url,
@@ -205,6 +216,7 @@ class Reranker(ClientHolder):
         self.score_cache = ScoreCache.of(score_cache)
         self.cascade = to_stages(cascade)
         self.stop_when_stable = stop_when_stable
+        self.drop_duplicates = drop_duplicates
         self._calibration = calibration
         self._cache_dir = cache_dir
         if self.base_url is not None or fallback is not None:
@@ -223,6 +235,7 @@ class Reranker(ClientHolder):
         fuse_retrieval_score: float | None = None,
         max_latency_ms: float | None = None,
         long_documents: Handling | None = None,
+        drop_duplicates: bool | None = None,
     ) -> Ranking:
         """Order `documents` by relevance to `query`, best first.
 
@@ -238,6 +251,7 @@ class Reranker(ClientHolder):
             fuse_retrieval_score: Instead of the constructor's; None means that one.
             max_latency_ms: The same.
             long_documents: The same.
+            drop_duplicates: The same.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -251,6 +265,7 @@ class Reranker(ClientHolder):
             fuse_retrieval_score=fuse_retrieval_score,
             max_latency_ms=max_latency_ms,
             long_documents=long_documents,
+            drop_duplicates=drop_duplicates,
         )
         call = self._call(query, documents, retrieval_scores, settings, is_async=False)
         return run(self._plan(call), lambda: self._open(is_async=False))
@@ -268,6 +283,7 @@ class Reranker(ClientHolder):
         fuse_retrieval_score: float | None = None,
         max_latency_ms: float | None = None,
         long_documents: Handling | None = None,
+        drop_duplicates: bool | None = None,
     ) -> Ranking:
         """Do what `rerank` does, without blocking the event loop."""
         settings = CallSettings(
@@ -278,6 +294,7 @@ class Reranker(ClientHolder):
             fuse_retrieval_score=fuse_retrieval_score,
             max_latency_ms=max_latency_ms,
             long_documents=long_documents,
+            drop_duplicates=drop_duplicates,
         )
         call = self._call(query, documents, retrieval_scores, settings, is_async=True)
         return await arun(self._plan(call), lambda: self._open(is_async=True))
@@ -396,6 +413,7 @@ class Reranker(ClientHolder):
             "long_documents": _set_fields(self.long_documents),
             "cascade": [_set_fields(stage) for stage in self.cascade],
             "stop_when_stable": self.stop_when_stable,
+            "drop_duplicates": self.drop_duplicates or None,
             "top_k": self.top_k,
             "score_threshold": self.score_threshold,
         }
@@ -533,6 +551,11 @@ class Reranker(ClientHolder):
             calibration=calibration,
             retrieval_weight=self.fuse_retrieval_score if weight is None else weight,
             retrieval_scores=retrieval_scores,
+            drop_duplicates=(
+                self.drop_duplicates
+                if settings.drop_duplicates is None
+                else settings.drop_duplicates
+            ),
             sends_once=self.base_url is not None,
             cascade=self.cascade,
             patience=self._patience(settings),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No test may reach for the hub; the ones about the hub set their own endpoint.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nor tell anyone that it ran: Haystack's threads would warn for minutes that they cannot.
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "false")
 
 # fmt: off
 _WORDS = [

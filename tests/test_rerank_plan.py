@@ -234,6 +234,35 @@ def test_equal_texts_are_sent_to_a_server_once(sends_once: bool, ids: str) -> No
     assert ranking.usage["input_tokens"] == len(ids)
 
 
+def test_duplicates_are_left_out_of_all_places() -> None:
+    """Of scored, unscored and of those a stage left behind; blank ones stay, and the first does."""
+    documents: list[str | None] = ["1", "3", None, "1", "3", " ", "2", "3", "1 more", " "]
+    model = Model()
+    ranking = _rank(model, _call(documents, drop_duplicates=True))
+    assert [item["id"] for item in model.asked[0].items] == ["0", "1", "6", "8"]
+    assert _order(ranking) == [1, 6, 0, 8, 2, 5, 9]
+    assert (ranking.num_scored, ranking.num_unscored, ranking.num_duplicates) == (4, 0, 3)
+    assert ranking.status == "complete"
+    assert _order(_rank(Model(), _call(documents, drop_duplicates=True, top_k=3))) == [1, 6, 0]
+    staged = _call(documents, model="contrary", cascade=[Stage("m", 2)], drop_duplicates=True)
+    assert _order(_rank(Model(), staged)) == [6, 1, 0, 8, 2, 5, 9]
+    kept = _rank(Model(), _call(documents))
+    assert (len(kept), kept.num_duplicates) == (len(documents), 0)
+
+
+def test_duplicates_are_left_out_of_retrieval_order_too() -> None:
+    """Where nobody scores, the documents stay as retrieved, without those that stood before."""
+
+    class Nobody(Model):
+        def reply(self, model: str, items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:  # noqa: ARG002
+            return {"model": model, "scores": [], "status": "degraded", "reason": "down"}
+
+    ranking = _rank(Nobody(), _call(["2", None, "2", "1", "2"], drop_duplicates=True))
+    assert (_order(ranking), ranking.status) == ([0, 1, 3], "degraded")
+    late = _call(["2", "1", "2", "3"], drop_duplicates=True, patience=_patience(Clock(), 0))
+    assert _order(_rank(Model(), late)) == [0, 1, 3]
+
+
 def test_an_untrustworthy_reply_is_refused() -> None:
     """A portion's scores are matched by id as a whole reply's are."""
 

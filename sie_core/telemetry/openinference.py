@@ -67,6 +67,7 @@ def outcome_attributes(event: RerankEvent) -> dict[str, Any]:
         "sie.num_truncated": event.num_truncated,
         "sie.num_scored": event.num_scored,
         "sie.num_cached": event.num_cached,
+        "sie.num_duplicates": event.num_duplicates,
         **timing_attributes(event.timing),
     }
 

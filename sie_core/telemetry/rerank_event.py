@@ -25,6 +25,7 @@ class RerankEvent:
         num_truncated: Candidates that lost their end, as far as the backend tells.
         num_scored: Candidates that have a score of the model.
         num_cached: Those of them whose scores were known already.
+        num_duplicates: Candidates left out because their text stood before.
         served_by: Who answered: `local`, or a server's address; None where nobody did.
         reason: Why backends before that one did not, or why the answer is not a whole one. It may
             quote what they were sent.
@@ -42,6 +43,7 @@ class RerankEvent:
     num_truncated: int = 0
     num_scored: int = 0
     num_cached: int = 0
+    num_duplicates: int = 0
     served_by: str | None = None
     reason: str | None = None
     error: BaseException | None = None

@@ -158,6 +158,19 @@ def test_long_documents_have_the_score_of_their_best_passage(
         assert "best_passage" not in found["doc-1"].metadata
 
 
+def test_duplicates_are_left_out_where_that_is_asked_for(place: Place, tolerance: float) -> None:
+    """The first of each stays, and `top_k` counts what differs; otherwise all come back."""
+    texts = [*TEXTS[:3], TEXTS[1], *TEXTS[3:], TEXTS[0], TEXTS[1]]
+    views = place.rerank(place.make(drop_duplicates=True), texts)
+    assert sorted(view.text for view in views) == sorted(TEXTS)
+    assert {view.id for view in views} == {f"doc-{i}" for i in (0, 1, 2, 4, 5, 6)}
+    solo = _solo(place.folder, texts)
+    assert [v.score for v in views] == pytest.approx([solo[v.id] for v in views], abs=tolerance)
+    assert len(place.rerank(place.make(), texts)) == len(texts)
+    with pytest.raises(ValueError, match="drop_duplicates"):
+        place.make(drop_duplicates="maybe")
+
+
 def test_metadata_is_part_of_the_ranked_text(place: Place, tolerance: float) -> None:
     """Its fields stand before the content, and the document stays as it was."""
     if type(place.subject).__name__.startswith("Bare"):

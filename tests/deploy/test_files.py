@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +39,11 @@ def options_in(text: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def exposed(tiny_bert: Path) -> set[str]:
+def exposed(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names of all samples that a server exposes that has served each kind of call."""
-    models = (ModelSettings(name="tiny", source=str(tiny_bert)),)
+    folder = tmp_path_factory.mktemp("exposed") / "tiny"  # another test may have the model loaded
+    shutil.copytree(tiny_bert, folder)
+    models = (ModelSettings(name="tiny", source=str(folder)),)
     settings = ServerSettings(models=models, wait_for_load_seconds=30)
     body = {"query": {"text": "a"}, "items": [{"text": "b"}]}
     with TestClient(create_app(settings, LocalClient(mode="exact"))) as client:

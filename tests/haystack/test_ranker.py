@@ -276,6 +276,7 @@ NON_DEFAULTS: dict[str, Any] = {
     "score_cache": 1_000_000,
     "cascade": [{"model": "tiny/model", "keep": 0.3, "options": {"max_length": 64}}],
     "stop_when_stable": 2,
+    "drop_duplicates": True,
     "long_documents": "max_passage",
     "passage_length": 200,
     "passage_overlap": 32,

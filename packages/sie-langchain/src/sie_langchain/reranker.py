@@ -74,6 +74,8 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
     """Put before each document's text, metadata included."""
     document_suffix: str = ""
     """Put after it."""
+    drop_duplicates: bool = False
+    """Leave out documents whose text, as it is ranked, one before them has."""
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +211,7 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
             "fuse_retrieval_score": self.fuse_retrieval_score,
             "max_latency_ms": self.max_latency_ms,
             "long_documents": self.long_documents,
+            "drop_duplicates": self.drop_duplicates,
             "retrieval_scores": [document.metadata.get(key) for document in documents],
         }
         return settings | given

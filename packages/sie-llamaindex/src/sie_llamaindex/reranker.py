@@ -120,6 +120,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             list of `sie_core.Stage`, or of pairs such as `("…/ms-marco-TinyBERT-L2-v2", 0.3)`.
         stop_when_stable: Stop after so many batches in a row that left the top as it was: a
             heuristic.
+        drop_duplicates: Leave out nodes whose text, as it is ranked, one before them has.
         revision: Branch, tag or commit of the model on the hub.
         token: Hub token for gated models; it is left out by `to_dict`.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
@@ -149,6 +150,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         frozen=True, description="Cheaper models that score before."
     )
     stop_when_stable: int | None = Field(frozen=True, description="Batches without a change.")
+    drop_duplicates: bool = Field(description="Leave out nodes whose text one before has.")
     on_rerank: Any = Field(frozen=True, exclude=True, repr=False, description="Told of calls.")
     metadata_mode: MetadataMode = Field(description="Which metadata is scored with the text.")
     meta_fields: list[str] | None = Field(description="Metadata that is scored with the text.")
@@ -209,6 +211,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
         score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
         cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
         stop_when_stable: int | None = None,
+        drop_duplicates: bool = False,
         revision: str | None = None,
         token: str | SecretStr | None = None,
         cache_dir: str | Path | None = None,
@@ -252,6 +255,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "score_cache": score_cache,
             "cascade": None if cascade is None else [it.to_dict() for it in to_stages(cascade)],
             "stop_when_stable": stop_when_stable,
+            "drop_duplicates": drop_duplicates,
             "on_rerank": on_rerank,
             "instruction": instruction,
             "metadata_mode": metadata_mode,
@@ -375,6 +379,7 @@ class SIENodePostprocessor(SIEBackend, BaseNodePostprocessor):
             "fuse_retrieval_score": self.fuse_retrieval_score,
             "max_latency_ms": self.max_latency_ms,
             "long_documents": self.long_documents,
+            "drop_duplicates": self.drop_duplicates,
             "retrieval_scores": [node.score for node in nodes],
         }
         return settings | overrides_of(query_bundle)

@@ -114,6 +114,8 @@ class SIERanker(SIEComponent):
             list of `sie_core.Stage`, or of pairs such as `("…/ms-marco-TinyBERT-L2-v2", 0.3)`.
         stop_when_stable: Stop after so many batches in a row that left the top as it was: a
             heuristic.
+        drop_duplicates: Leave out documents whose text, as it is ranked, one before them has. Of
+            those with the same id one is kept in any case.
         revision: Branch, tag or commit of the model on the hub.
         cache_dir: Folder for weights; None means `SIE_CACHE_DIR`, else the platform's.
         client: A client to use instead, also one of SIE's own package; it stays the caller's to
@@ -171,6 +173,7 @@ class SIERanker(SIEComponent):
         score_cache: ScoreCache | Mapping[str, Any] | int | None = None,
         cascade: Sequence[Stage | tuple[str, float] | Mapping[str, Any]] | None = None,
         stop_when_stable: int | None = None,
+        drop_duplicates: bool = False,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         client: ScoringClient | None = None,
@@ -227,6 +230,7 @@ class SIERanker(SIEComponent):
         self.score_cache = score_cache
         self.cascade = None if cascade is None else [it.to_dict() for it in to_stages(cascade)]
         self.stop_when_stable = stop_when_stable
+        self.drop_duplicates = drop_duplicates
         self.on_rerank = on_rerank
         self.score_threshold = score_threshold
         self.instruction = instruction
@@ -441,6 +445,7 @@ class SIERanker(SIEComponent):
             score_cache=self.score_cache,
             cascade=self.cascade,
             stop_when_stable=self.stop_when_stable,
+            drop_duplicates=self.drop_duplicates,
             on_rerank=self.on_rerank,
             **self._backend_settings,
         )

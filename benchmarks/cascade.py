@@ -56,6 +56,7 @@ def main() -> None:
         "64 tokens, keep 0.2 (real)": [Stage(DEFAULT_MODEL, keep=0.2, options=short)],
         "64 tokens, keep 0.3 (real)": [Stage(DEFAULT_MODEL, keep=0.3, options=short)],
         "64 tokens, keep 0.5 (real)": [Stage(DEFAULT_MODEL, keep=0.5, options=short)],
+        "64 tokens, keep 0.6 (real)": [Stage(DEFAULT_MODEL, keep=0.6, options=short)],
         "TinyBERT-L2, keep 0.3 (random)": [Stage(str(tiny_folder()), keep=0.3)],
     }
     rerankers = {name: Reranker(cascade=stages) for name, stages in ways.items()}

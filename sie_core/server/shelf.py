@@ -168,7 +168,7 @@ class Shelf:
             SIEError: One could not be loaded.
         """
         chosen = [shelved for shelved in self._listed.values() if shelved.settings.preload]
-        await asyncio.gather(*(self._load(shelved) for shelved in chosen))
+        await asyncio.gather(*(self._begin(shelved) for shelved in chosen))
         failures = [shelved.failure for shelved in chosen if shelved.failure is not None]
         if failures:
             raise failures[0]

@@ -43,7 +43,8 @@ def exposed(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> set[st
     """The names of all samples that a server exposes that has served each kind of call."""
     folder = tmp_path_factory.mktemp("exposed") / "tiny"  # another test may have the model loaded
     shutil.copytree(tiny_bert, folder)
-    models = (ModelSettings(name="tiny", source=str(folder)),)
+    # Preloaded, it may be called before the load has been timed.
+    models = (ModelSettings(name="tiny", source=str(folder), preload=False),)
     settings = ServerSettings(models=models, wait_for_load_seconds=30)
     body = {"query": {"text": "a"}, "items": [{"text": "b"}]}
     with TestClient(create_app(settings, LocalClient(mode="exact"))) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -75,6 +76,23 @@ def test_a_cold_model_is_loading_and_then_there(serve: Callable[..., Any], cold_
     assert reply.status_code == 200
     assert client.num_loads == 1
     assert httpx.get(f"{url}/v1/models/m").json()["state"] == "loaded"
+
+
+async def test_a_call_waits_for_the_load_at_the_start(cold_bert: Path) -> None:
+    """It is under way, and is not begun a second time."""
+    client = SlowLoading()
+    models = (ModelSettings(name="m", source=str(cold_bert)),)
+    settings = ServerSettings(models=models, wait_for_load_seconds=TIMEOUT_SECONDS)
+    shelf = Shelf(settings, client)
+    model = shelf.find("m")
+    preloading = asyncio.create_task(shelf.preload())
+    await asyncio.sleep(0)
+    assert shelf.state(model) == "loading"
+    call = asyncio.create_task(shelf.ready(model))
+    await asyncio.sleep(0)
+    client.may_load.set()
+    await asyncio.gather(preloading, call)
+    assert (shelf.state(model), client.num_loads, model.num_loads) == ("loaded", 1, 1)
 
 
 def test_a_call_may_wait_for_its_model(serve: Callable[..., Any], cold_bert: Path) -> None:

@@ -7,8 +7,8 @@ grow if, after a warm-up of two fifths of the time, the slope of a least-squares
 above zero with 95% confidence. Each caller begins with the largest call of every kind, so that what
 memory calls need at most is there from then on. Neighbouring samples are alike, which would make
 that interval too narrow; the line therefore goes through the means of 10 equal spans of time, and
-the interval is Student's with 8 degrees of freedom. Threads and files grow if in the last quarter
-there are never as few as there were at most within the warm-up.
+the interval is Student's with 8 degrees of freedom. Threads and files grow if in the last third of
+what follows the warm-up there are never as few as there were at most within it.
 
 Exits with 1 where something grows, or a call fails that should not.
 """
@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -462,7 +462,11 @@ def main() -> int:
             for what, it in (("resident", slope), ("allocated", allocated))
         ],
     )
-    report.note(wrong=wrong, num_errors=len(calls.errors))
+    report.note(
+        wrong=wrong,
+        num_errors=len(calls.errors),
+        samples=[asdict(sample) for sample in samples],
+    )
     report.save(arguments.json)
     for line in wrong:
         print(f"WRONG: {line}")

@@ -20,7 +20,7 @@ def read_me(distribution: str) -> str:
     path = Path(__file__).parents[1] / "packages" / distribution / "README.md"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    return str(metadata.metadata(distribution).get_payload())  # type: ignore[attr-defined]
+    return str(metadata.metadata(distribution).json["description"])
 
 
 PARAMETERS = {
@@ -30,8 +30,8 @@ PARAMETERS = {
 }
 """Of each distribution's reranker."""
 
-ELSEWHERE = {"self", "top_k", "instruction", "trace_content"}
-"""What has another name in a framework, or a way of its own."""
+ELSEWHERE = {"self", "top_k", "trace_content"}
+"""What has another name in a framework (`top_n`), or is set for all (`SIE_TRACE_CONTENT`)."""
 
 
 @pytest.mark.parametrize("distribution", PARAMETERS)

@@ -254,7 +254,7 @@ def test_duplicates_are_left_out_of_retrieval_order_too() -> None:
     """Where nobody scores, the documents stay as retrieved, without those that stood before."""
 
     class Nobody(Model):
-        def reply(self, model: str, items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:  # noqa: ARG002
+        def reply(self, model: str, *_: object) -> Mapping[str, Any]:
             return {"model": model, "scores": [], "status": "degraded", "reason": "down"}
 
     ranking = _rank(Nobody(), _call(["2", None, "2", "1", "2"], drop_duplicates=True))

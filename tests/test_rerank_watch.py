@@ -82,6 +82,15 @@ BOTH_WAYS = pytest.mark.parametrize("way", ["sync", "async"])
 # --- spans ---------------------------------------------------------------------------------------
 
 
+def test_a_span_counts_what_became_of_the_documents(telemetry: Any) -> None:
+    """Given, left, scored, scored from the cache, and left out because the text stood before."""
+    reranker = Reranker("m", client=Words(), drop_duplicates=True)
+    reranker.rerank("a river", ["one", "two words", None, "one", "one"], top_k=2)
+    said = telemetry.span("RERANKER").attributes
+    names = ("documents", "ranked", "scored", "cached", "duplicates")
+    assert [said[f"sie.num_{name}"] for name in names] == [5, 2, 2, 0, 2]
+
+
 @BOTH_WAYS
 async def test_a_call_is_a_reranker_span_without_contents(way: str, telemetry: Any) -> None:
     """OpenInference's names; places and scores of what came out; no query, no text."""

@@ -161,7 +161,9 @@ def test_long_documents_have_the_score_of_their_best_passage(
 def test_duplicates_are_left_out_where_that_is_asked_for(place: Place, tolerance: float) -> None:
     """The first of each stays, and `top_k` counts what differs; otherwise all come back."""
     texts = [*TEXTS[:3], TEXTS[1], *TEXTS[3:], TEXTS[0], TEXTS[1]]
-    views = place.rerank(place.make(drop_duplicates=True), texts)
+    events: list[Any] = []
+    views = place.rerank(place.make(drop_duplicates=True, on_rerank=events.append), texts)
+    assert [(event.num_documents, event.num_duplicates) for event in events] == [(9, 3)]
     assert sorted(view.text for view in views) == sorted(TEXTS)
     assert {view.id for view in views} == {f"doc-{i}" for i in (0, 1, 2, 4, 5, 6)}
     solo = _solo(place.folder, texts)

@@ -1,14 +1,18 @@
 """Whether anything grows with use: `python benchmarks/soak.py --minutes 30` (`make soak`).
 
-Threads and an event loop make calls of every kind at random for a set time, while the resident
-memory, the threads and the open files of the process are counted, each time after Python and the C
-library have given back what nobody uses: when they do so by themselves is chance. Memory is said to
-grow if, after a warm-up of two fifths of the time, the slope of a least-squares line through it is
-above zero with 95% confidence. Each caller begins with the largest call of every kind, so that what
-memory calls need at most is there from then on. Neighbouring samples are alike, which would make
-that interval too narrow; the line therefore goes through the means of 10 equal spans of time, and
-the interval is Student's with 8 degrees of freedom. Threads and files grow if in the last third of
-what follows the warm-up there are never as few as there were at most within it.
+Threads and an event loop make calls of every kind at random for a set time. Up to 200 times they
+pause, and while no call is under way the resident memory, the threads and the open files of the
+process are counted, each time after Python and the C library have given back what nobody uses: when
+they do so by themselves is chance. Each caller begins with the largest call of every kind, so that
+what memory calls need at most is there from then on.
+
+Memory is said to grow if, after a warm-up of two fifths of the time, the slope of a least-squares
+line through it is above zero with 95% confidence. Neighbouring samples are alike, and tell less
+than as many that have nothing to do with each other; how alike they are is seen by how the line's
+residuals correlate with the next, and the interval is as wide as for the smaller number of samples
+that would tell as much (Santer and others, Journal of Geophysical Research 105, 2000, page 7337).
+Threads and files grow if in the last third of what follows the warm-up there are never as few as
+there were at most within it.
 
 Exits with 1 where something grows, or a call fails that should not.
 """
@@ -18,23 +22,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import ctypes
 import gc
 import logging
 import math
 import os
 import random
-import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from report import Report, add_arguments
 from scipy import stats
 
@@ -48,11 +53,16 @@ WARM_UP = 0.4
 interpreter's table of interned strings doubles, once: after some 25,000 calls, or 8 to 13 minutes.
 """
 
-NUM_SPANS = 10
+_MOST_SAMPLES = 200
+_LEAST_APART = 3.0
+"""Seconds between two samples: callers that pause call nothing."""
+
+_MOMENT = 0.05
+"""Seconds that a caller or its work may take to come to rest."""
+
 _LOOP_THREADS = 6
 _MOST_DOCUMENTS = 40
 CONFIDENCE = 0.95
-_SAMPLES_PER_SPAN = 12
 _MIB = 1024 * 1024
 _CACHE_BYTES = _MIB // 4
 """Full within minutes: a cache that is filling grows, and its table doubles at a stroke."""
@@ -152,6 +162,8 @@ class Calls:
         self._known = [self._document(random.Random(i), 40) for i in range(200)]
         self._text = DocumentText(meta_fields=["title"], document_prefix="passage: ")
         self._lock = threading.Lock()
+        self._num_under_way = 0
+        self._is_paused = False
         self.num_calls: collections.Counter[str] = collections.Counter()
         self.errors: list[str] = []
         self.is_over = threading.Event()
@@ -161,6 +173,8 @@ class Calls:
         rng = random.Random(seed)
         largest = self._in_some_order(rng)
         while not self.is_over.wait(rng.random() * self._pause_seconds):
+            if not self._begin():
+                continue
             is_largest = bool(largest)
             feature = largest.pop() if largest else rng.choice(self._features)
             own = self._reranker(feature) if feature.is_fresh else None
@@ -177,7 +191,7 @@ class Calls:
             finally:
                 if own is not None:
                     own.close()
-            self.num_calls[feature.name] += 1
+                self._end(feature.name)
 
     async def in_loop(self, seed: int) -> None:
         """Do what `in_thread` does, in an event loop."""
@@ -185,6 +199,8 @@ class Calls:
         largest = self._in_some_order(rng)
         while not self.is_over.is_set():
             await asyncio.sleep(rng.random() * self._pause_seconds)
+            if not self._begin():
+                continue
             is_largest = bool(largest)
             feature = largest.pop() if largest else rng.choice(self._features)
             own = self._reranker(feature) if feature.is_fresh else None
@@ -201,7 +217,33 @@ class Calls:
             finally:
                 if own is not None:
                     await own.aclose()
-            self.num_calls[f"{feature.name}, awaited"] += 1
+                self._end(f"{feature.name}, awaited")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the calls under way end, and begin none meanwhile."""
+        with self._lock:
+            self._is_paused = True
+        while self._num_under_way:
+            time.sleep(_MOMENT)
+        time.sleep(_MOMENT)  # what a call leaves behind at its deadline is dropped after it
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
+    def _begin(self) -> bool:
+        """Count a call as under way, unless none may begin."""
+        with self._lock:
+            if self._is_paused:
+                return False
+            self._num_under_way += 1
+            return True
+
+    def _end(self, name: str) -> None:
+        with self._lock:
+            self._num_under_way -= 1
+            self.num_calls[name] += 1
 
     def close(self) -> None:
         """Release the model."""
@@ -289,13 +331,14 @@ def allocated_bytes() -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What the process has at one moment."""
+    """What the process has at one moment, Python's own blocks of memory among it."""
 
     minutes: float
     resident_mib: float
     allocated_mib: float
     num_threads: int
     num_files: int
+    num_blocks: int
 
     @classmethod
     def take(cls, minutes: float) -> Sample:
@@ -309,6 +352,7 @@ class Sample:
             allocated_mib=allocated_bytes() / _MIB,
             num_threads=len(os.listdir("/proc/self/task")),  # noqa: PTH208  names are enough
             num_files=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+            num_blocks=sys.getallocatedblocks(),
         )
 
 
@@ -322,19 +366,22 @@ class Slope:
 
 
 def slope_of(points: Sequence[tuple[float, float]], *, confidence: float = CONFIDENCE) -> Slope:
-    """Fit a line through the means of equal spans of points `(minutes, value)`, in time's order."""
-    size = max(1, len(points) // NUM_SPANS)
-    ends = range(size, len(points) + 1, size)
-    spans = [points[end - size : end] for end in ends]
-    minutes = [statistics.fmean(minute for minute, _ in span) for span in spans]
-    values = [statistics.fmean(value for _, value in span) for span in spans]
+    """Fit a line through points `(minutes, value)`, in time's order and equally far apart.
+
+    Samples that are so much alike that they tell less than three would have an unbounded interval.
+    """
+    minutes, values = np.array(points).T
     fitted = stats.linregress(minutes, values)
-    reach = stats.t.ppf((1 + confidence) / 2, len(spans) - 2) * fitted.stderr
-    return Slope(
-        per_minute=float(fitted.slope),
-        low=float(fitted.slope - reach),
-        high=float(fitted.slope + reach),
-    )
+    residuals = values - fitted.intercept - fitted.slope * minutes
+    squares = float(residuals @ residuals)
+    alike = max(0.0, float(residuals[1:] @ residuals[:-1]) / squares) if squares else 0.0
+    freedom = len(points) * (1 - alike) / (1 + alike) - 2
+    reach = math.inf
+    if freedom > 1:
+        error = math.sqrt(squares / freedom) / float(np.linalg.norm(minutes - minutes.mean()))
+        reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    slope = float(fitted.slope)
+    return Slope(per_minute=slope, low=slope - reach, high=slope + reach)
 
 
 def soak(calls: Calls, *, seconds: float, num_threads: int, num_tasks: int) -> list[Sample]:
@@ -355,11 +402,12 @@ def soak(calls: Calls, *, seconds: float, num_threads: int, num_tasks: int) -> l
     for thread in threads:
         thread.start()
     started = time.monotonic()
-    interval = seconds * (1 - WARM_UP) / (NUM_SPANS * _SAMPLES_PER_SPAN)  # the warm-up's as well
+    interval = max(_LEAST_APART, seconds / _MOST_SAMPLES)
     samples: list[Sample] = []
-    while (passed := time.monotonic() - started) < seconds:
+    while time.monotonic() - started < seconds:
         calls.is_over.wait(interval)
-        samples.append(Sample.take(passed / 60))
+        with calls.paused():
+            samples.append(Sample.take((time.monotonic() - started) / 60))
     calls.is_over.set()
     for thread in threads:
         thread.join()
@@ -444,8 +492,9 @@ def main() -> int:
                 "MiB allocated": sample.allocated_mib,
                 "threads": sample.num_threads,
                 "files": sample.num_files,
+                "Python's blocks": sample.num_blocks,
             }
-            for sample in samples[every - 1 :: every]
+            for sample in samples[(len(samples) - 1) % every :: every]
         ],
     )
     allocated = slope_of(

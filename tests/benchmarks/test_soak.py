@@ -53,6 +53,7 @@ def test_threads_that_stay_are_found() -> None:
                 allocated_mib=90.0,
                 num_threads=count,
                 num_files=9,
+                num_blocks=800_000,
             )
             for i, count in enumerate(counts)
         ]

@@ -27,6 +27,7 @@ import ctypes
 import gc
 import logging
 import math
+import mmap
 import os
 import random
 import sys
@@ -34,10 +35,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from report import Report, add_arguments
@@ -64,10 +65,13 @@ _LOOP_THREADS = 6
 _MOST_DOCUMENTS = 40
 CONFIDENCE = 0.95
 _MIB = 1024 * 1024
+_PAGE_MIB = mmap.PAGESIZE / _MIB
 _CACHE_BYTES = _MIB // 4
 """Full within minutes: a cache that is filling grows, and its table doubles at a stroke."""
 
 _WORDS = (files("sie_core.evaluation") / "words.txt").read_text("utf-8").split()
+_UNIQUE_WORDS = 5
+"""As many of 470 as make 10^13 texts."""
 
 Call = tuple[str, list[str], dict[str, Any]]
 """A query, documents, and what else `rerank` is given."""
@@ -282,7 +286,12 @@ class Calls:
         return query, [text or "" for text in texts], feature.arguments(rng)
 
     def _document(self, rng: random.Random, num_words: int) -> str:
-        return f"{rng.getrandbits(40):x} {' '.join(rng.choices(_WORDS, k=num_words))}"
+        """Draw a text that no other call has.
+
+        Of few words: one that was never read before brings in another page of the mapped weights,
+        and rare ones would do so for hours.
+        """
+        return " ".join(rng.choices(_WORDS, k=_UNIQUE_WORDS + num_words))
 
     def _note(self, feature: Feature, error: Exception) -> None:
         if feature.fails_with is not None and isinstance(error, feature.fails_with):
@@ -329,12 +338,22 @@ def allocated_bytes() -> float:
     return float(info.uordblks + info.hblkhd)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """What the process has at one moment, Python's own blocks of memory among it."""
+class Sample(NamedTuple):
+    """What the process has at one moment.
+
+    Attributes:
+        minutes: Since the start.
+        resident_mib: Memory in RAM, pages of mapped files included.
+        private_mib: Without those.
+        allocated_mib: What the C library has given out.
+        num_threads: Threads.
+        num_files: Open files.
+        num_blocks: What Python's own allocator has given out.
+    """
 
     minutes: float
     resident_mib: float
+    private_mib: float
     allocated_mib: float
     num_threads: int
     num_files: int
@@ -345,10 +364,12 @@ class Sample:
         """Count, after what nobody uses any more has gone back to the system."""
         gc.collect()
         give_back()
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        statm = Path("/proc/self/statm").read_text(encoding="ascii").split()
+        resident, shared = (int(pages) * _PAGE_MIB for pages in statm[1:3])
         return cls(
             minutes=minutes,
-            resident_mib=pages * os.sysconf("SC_PAGE_SIZE") / _MIB,
+            resident_mib=resident,
+            private_mib=resident - shared,
             allocated_mib=allocated_bytes() / _MIB,
             num_threads=len(os.listdir("/proc/self/task")),  # noqa: PTH208  names are enough
             num_files=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
@@ -403,15 +424,18 @@ def soak(calls: Calls, *, seconds: float, num_threads: int, num_tasks: int) -> l
         thread.start()
     started = time.monotonic()
     interval = max(_LEAST_APART, seconds / _MOST_SAMPLES)
-    samples: list[Sample] = []
+    # There from the start: a list would be what grows.
+    rows = np.empty((_MOST_SAMPLES, len(Sample._fields)))
+    count = 0
     while time.monotonic() - started < seconds:
         calls.is_over.wait(interval)
         with calls.paused():
-            samples.append(Sample.take((time.monotonic() - started) / 60))
+            rows[count] = Sample.take((time.monotonic() - started) / 60)
+        count += 1
     calls.is_over.set()
     for thread in threads:
         thread.join()
-    return samples
+    return [Sample(*row[:4], *map(int, row[4:])) for row in rows[:count].tolist()]
 
 
 def verdict(
@@ -489,6 +513,7 @@ def main() -> int:
             {
                 "minutes": sample.minutes,
                 "MiB": sample.resident_mib,
+                "MiB private": sample.private_mib,
                 "MiB allocated": sample.allocated_mib,
                 "threads": sample.num_threads,
                 "files": sample.num_files,
@@ -497,24 +522,23 @@ def main() -> int:
             for sample in samples[(len(samples) - 1) % every :: every]
         ],
     )
-    allocated = slope_of(
-        [
-            (sample.minutes, sample.allocated_mib)
-            for sample in samples
-            if sample.minutes >= minutes * arguments.warm_up
-        ]
-    )
+    after = [sample for sample in samples if sample.minutes >= minutes * arguments.warm_up]
+    slopes = {
+        "resident": slope,
+        "private": slope_of([(sample.minutes, sample.private_mib) for sample in after]),
+        "allocated": slope_of([(sample.minutes, sample.allocated_mib) for sample in after]),
+    }
     report.add(
         f"growth of memory after the warm-up, with {CONFIDENCE:.0%} confidence",
         [
             {"memory": what, "MiB a minute": it.per_minute, "from": it.low, "to": it.high}
-            for what, it in (("resident", slope), ("allocated", allocated))
+            for what, it in slopes.items()
         ],
     )
     report.note(
         wrong=wrong,
         num_errors=len(calls.errors),
-        samples=[asdict(sample) for sample in samples],
+        samples=[sample._asdict() for sample in samples],
     )
     report.save(arguments.json)
     for line in wrong:

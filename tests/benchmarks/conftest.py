@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SOAK_MINUTES = 2
 """Long enough for caches to be full, and for growth to stand out: 8 KiB kept of each call would be
-40 MiB a minute."""
+20 MiB a minute and more."""
 
 SOAK_TOLERANCE_MIB = 5
 """A minute. Less does not stand out in so short a time; `make soak` allows no growth at all."""

@@ -1,16 +1,19 @@
 """Whether anything grows with use: `python benchmarks/soak.py --minutes 30` (`make soak`).
 
-Threads and an event loop make calls of every kind at random for a set time. Up to 200 times they
-pause, and while no call is under way the resident memory, the threads and the open files of the
-process are counted, each time after Python and the C library have given back what nobody uses: when
-they do so by themselves is chance. Each caller begins with the largest call of every kind, so that
-what memory calls need at most is there from then on.
+Threads and an event loop make calls of every kind at random, with OpenTelemetry's spans and
+metrics, for a set time. Up to 200 times they pause, and while no call is under way the resident
+memory, the threads and the open files of the process are counted, each time after Python and the C
+library have given back what nobody uses: when they do so by themselves is chance. Each caller
+begins with the largest call of every kind, so that what memory calls need at most is there from
+then on.
 
 Memory is said to grow if, after a warm-up of three fifths of the time, the slope of a least-squares
-line through it is above zero with 95% confidence. Neighbouring samples are alike, and tell less
-than as many that have nothing to do with each other; how alike they are is seen by how the line's
-residuals correlate with the next, and the interval is as wide as for the smaller number of samples
-that would tell as much (Santer and others, Journal of Geophysical Research 105, 2000, page 7337).
+line through it is above zero with 95% confidence; where the interval reaches more than 0.1 MiB a
+minute above zero, nothing is shown, which is wrong as well. Neighbouring samples are alike, and
+tell less than as many that have nothing to do with each other; how alike they are is seen by how
+the line's residuals correlate with the next, and the interval is as wide as for the smaller number
+of samples that would tell as much (Santer and others, Journal of Geophysical Research 105, 2000,
+page 7337).
 Threads and files grow if in the last third of what follows the warm-up there are never as few as
 there were at most within it.
 
@@ -31,6 +34,7 @@ import mmap
 import os
 import random
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +45,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
 from report import Report, add_arguments
 from scipy import stats
 
@@ -48,6 +54,7 @@ from sie_core import DEFAULT_MODEL, LocalClient, Reranker
 from sie_core.document_text import DocumentText
 from sie_core.errors import InputTooLongError
 from sie_core.local.memory import give_back
+from sie_core.telemetry import use_providers
 
 WARM_UP = 0.6
 """The part of the time that does not count, unless another is given. Caches fill in it, threads'
@@ -61,6 +68,9 @@ _LEAST_APART = 3.0
 
 _MOMENT = 0.05
 """Seconds that a caller or its work may take to come to rest."""
+
+_TOO_WIDE = 0.1
+"""MiB a minute over what is tolerated: an interval that reaches higher proves nothing."""
 
 _LOOP_THREADS = 6
 _MOST_DOCUMENTS = 40
@@ -84,10 +94,11 @@ class Feature:
 
     Attributes:
         name: For the table.
-        settings: The constructor's arguments; "MODEL" stands for the model.
+        settings: The constructor's arguments; "MODEL" stands for the model, "FOLDER" for an empty
+            folder.
         arguments: What else a call is given.
         longest: Words of a document at most.
-        repeats: Whether the same documents come again and again.
+        repeats: Whether the same documents come again and again, and twice in a call.
         is_many: Whether several queries are ranked at once.
         is_fresh: Whether each call has a reranker of its own, which it closes.
         fails_with: The error that some of these calls are to end with.
@@ -103,11 +114,21 @@ class Feature:
     fails_with: type[Exception] | None = None
 
 
+def _overrides(rng: random.Random) -> dict[str, Any]:
+    return {
+        "top_k": rng.randrange(1, _MOST_DOCUMENTS),
+        "score_threshold": rng.uniform(-5, 5),
+        "instruction": " ".join(rng.choices(_WORDS, k=4)),
+        "score_space": rng.choice(["raw", "probability"]),
+    }
+
+
 def _latency(rng: random.Random) -> dict[str, Any]:
     return {"max_latency_ms": rng.uniform(20, 500)}
 
 
 _PASSAGES = {"long_documents": "max_passage", "passage_length": 60, "max_passages": 4}
+_ON_DISK = {"max_bytes": _CACHE_BYTES, "folder": "FOLDER", "max_disk_bytes": _MIB}
 _CASCADE = {"cascade": [("MODEL", 0.3)]}
 
 FEATURES = (
@@ -123,6 +144,9 @@ FEATURES = (
     ),
     Feature(name="score cache", settings={"score_cache": _CACHE_BYTES}, repeats=True),
     Feature(name="score cache, new texts", settings={"score_cache": _CACHE_BYTES}),
+    Feature(name="score cache on disk", settings={"score_cache": _ON_DISK}, repeats=True),
+    Feature(name="duplicates", settings={"drop_duplicates": True}, repeats=True),
+    Feature(name="settings of each call", arguments=_overrides),
     Feature(name="cascade", settings=_CASCADE),
     Feature(name="early stop", settings={"stop_when_stable": 1, "batch_size": 4}),
     Feature(name="many queries", is_many=True),
@@ -157,6 +181,7 @@ class Calls:
         self, model: str, features: Sequence[Feature], *, mode: Any, pause_seconds: float
     ) -> None:
         self._model = model
+        self._folder = tempfile.TemporaryDirectory(prefix="sie-soak-")
         self._mode = mode
         self._features = features
         self._pause_seconds = pause_seconds
@@ -255,11 +280,14 @@ class Calls:
         for reranker in self._rerankers.values():
             reranker.close()
         self._client.close()
+        self._folder.cleanup()
 
     def _reranker(self, feature: Feature) -> Reranker:
         settings = dict(feature.settings)
         if "cascade" in settings:
             settings["cascade"] = [(self._model, keep) for _, keep in settings["cascade"]]
+        if settings.get("score_cache") is _ON_DISK:
+            settings["score_cache"] = _ON_DISK | {"folder": self._folder.name}
         return Reranker(self._model, mode=self._mode, **settings)
 
     def _in_some_order(self, rng: random.Random) -> list[Feature]:
@@ -275,7 +303,7 @@ class Calls:
         if is_largest:
             num_documents = _MOST_DOCUMENTS
         if feature.repeats:
-            documents = rng.sample(self._known, num_documents)
+            documents = rng.choices(self._known, k=num_documents)
         else:
             longest = feature.longest
             documents = [
@@ -446,14 +474,23 @@ def verdict(
     minutes: float,
     tolerance: float,
     warm_up: float = WARM_UP,
-) -> tuple[Slope, list[str]]:
-    """Return the slope of the memory, and what is wrong."""
+) -> tuple[dict[str, Slope], list[str]]:
+    """Return the slopes of memory, and what is wrong."""
     before = [sample for sample in samples if sample.minutes < minutes * warm_up]
     after = [sample for sample in samples if sample.minutes >= minutes * warm_up]
-    slope = slope_of([(sample.minutes, sample.resident_mib) for sample in after])
+    slopes = {
+        what: slope_of([(sample.minutes, getattr(sample, f"{what}_mib")) for sample in after])
+        for what in ("resident", "private", "allocated")
+    }
+    slope = slopes["resident"]
     wrong = [*errors[:5]]
     if slope.low > tolerance:
         wrong.append(f"memory grows by {slope.low:.2f} MiB a minute or more")
+    elif slope.high > tolerance + _TOO_WIDE:
+        wrong.append(
+            f"memory may grow by up to {slope.high:.2f} MiB a minute: the samples cannot tell; "
+            "a longer run could"
+        )
     for what in ("num_threads", "num_files"):
         most_before = max(getattr(sample, what) for sample in before)
         least_at_end = min(getattr(sample, what) for sample in after[-len(after) // 3 :])
@@ -461,7 +498,7 @@ def verdict(
             wrong.append(
                 f"{what} was {most_before} at most, and {least_at_end} at least in the end"
             )
-    return slope, wrong
+    return slopes, wrong
 
 
 def main() -> int:
@@ -485,6 +522,7 @@ def main() -> int:
         sys.exit("memory is read from /proc, which this system does not have")
     logging.getLogger("sie_core").setLevel(logging.ERROR)
     minutes = arguments.minutes or (2 if arguments.quick else 30)
+    use_providers(tracer_provider=TracerProvider(), meter_provider=MeterProvider())
     report = Report("soak", minutes=minutes, model=arguments.model, mode=arguments.mode)
     calls = Calls(
         arguments.model,
@@ -496,7 +534,7 @@ def main() -> int:
         calls, seconds=60 * minutes, num_threads=arguments.threads, num_tasks=arguments.tasks
     )
     calls.close()
-    slope, wrong = verdict(
+    slopes, wrong = verdict(
         samples,
         calls.errors,
         minutes=minutes,
@@ -523,12 +561,6 @@ def main() -> int:
             for sample in samples[(len(samples) - 1) % every :: every]
         ],
     )
-    after = [sample for sample in samples if sample.minutes >= minutes * arguments.warm_up]
-    slopes = {
-        "resident": slope,
-        "private": slope_of([(sample.minutes, sample.private_mib) for sample in after]),
-        "allocated": slope_of([(sample.minutes, sample.allocated_mib) for sample in after]),
-    }
     report.add(
         f"growth of memory after the warm-up, with {CONFIDENCE:.0%} confidence",
         [

@@ -94,7 +94,7 @@ def test_threads_that_stay_are_found() -> None:
         return [
             Sample(
                 minutes=i / 80,
-                resident_mib=400 + i % 3,
+                resident_mib=400 + i % 3 / 10,
                 private_mib=200.0,
                 allocated_mib=90.0,
                 num_threads=count,
@@ -110,6 +110,29 @@ def test_threads_that_stay_are_found() -> None:
     assert verdict(samples(10, 10), ["plain: failed"], minutes=1, tolerance=1)[1] == [
         "plain: failed"
     ]
+
+
+def test_a_jump_is_not_passed_over() -> None:
+    """Samples before and after are so much alike that the interval is wide: that proves nothing."""
+    from soak import Sample, verdict
+
+    def samples(jump: float) -> list[Sample]:
+        return [
+            Sample(
+                minutes=i / 4,
+                resident_mib=400 + i % 3 / 10 + (jump if i > 90 else 0),
+                private_mib=200.0,
+                allocated_mib=90.0,
+                num_threads=10,
+                num_files=9,
+                num_blocks=800_000,
+            )
+            for i in range(120)
+        ]
+
+    assert verdict(samples(0), [], minutes=30, tolerance=0)[1] == []
+    [complaint] = verdict(samples(100), [], minutes=30, tolerance=0)[1]
+    assert "the samples cannot tell" in complaint
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="/proc is not there")

@@ -501,8 +501,7 @@ def verdict(
     return slopes, wrong
 
 
-def main() -> int:
-    """Print a table, and say by the exit status whether nothing grew."""
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -518,29 +517,13 @@ def main() -> int:
         "--tolerance", type=float, default=0.0, help="MiB a minute that do not count as growth"
     )
     arguments = parser.parse_args()
-    if not Path("/proc/self/statm").exists():
-        sys.exit("memory is read from /proc, which this system does not have")
-    logging.getLogger("sie_core").setLevel(logging.ERROR)
-    minutes = arguments.minutes or (2 if arguments.quick else 30)
-    use_providers(tracer_provider=TracerProvider(), meter_provider=MeterProvider())
-    report = Report("soak", minutes=minutes, model=arguments.model, mode=arguments.mode)
-    calls = Calls(
-        arguments.model,
-        FEATURES,
-        mode=arguments.mode,
-        pause_seconds=arguments.pause_ms / 1000,
-    )
-    samples = soak(
-        calls, seconds=60 * minutes, num_threads=arguments.threads, num_tasks=arguments.tasks
-    )
-    calls.close()
-    slopes, wrong = verdict(
-        samples,
-        calls.errors,
-        minutes=minutes,
-        tolerance=arguments.tolerance,
-        warm_up=arguments.warm_up,
-    )
+    arguments.minutes = arguments.minutes or (2 if arguments.quick else 30)
+    return arguments
+
+
+def _show(
+    report: Report, calls: Calls, samples: Sequence[Sample], slopes: Mapping[str, Slope]
+) -> None:
     report.add(
         "calls",
         [{"kind": name, "calls": count} for name, count in sorted(calls.num_calls.items())],
@@ -568,6 +551,35 @@ def main() -> int:
             for what, it in slopes.items()
         ],
     )
+
+
+def main() -> int:
+    """Print tables, and say by the exit status whether nothing grew."""
+    arguments = _parse()
+    if not Path("/proc/self/statm").exists():
+        sys.exit("memory is read from /proc, which this system does not have")
+    logging.getLogger("sie_core").setLevel(logging.ERROR)
+    minutes = arguments.minutes
+    use_providers(tracer_provider=TracerProvider(), meter_provider=MeterProvider())
+    report = Report("soak", minutes=minutes, model=arguments.model, mode=arguments.mode)
+    calls = Calls(
+        arguments.model,
+        FEATURES,
+        mode=arguments.mode,
+        pause_seconds=arguments.pause_ms / 1000,
+    )
+    samples = soak(
+        calls, seconds=60 * minutes, num_threads=arguments.threads, num_tasks=arguments.tasks
+    )
+    calls.close()
+    slopes, wrong = verdict(
+        samples,
+        calls.errors,
+        minutes=minutes,
+        tolerance=arguments.tolerance,
+        warm_up=arguments.warm_up,
+    )
+    _show(report, calls, samples, slopes)
     report.note(
         wrong=wrong,
         num_errors=len(calls.errors),

@@ -1,11 +1,11 @@
 """Whether anything grows with use: `python benchmarks/soak.py --minutes 30` (`make soak`).
 
 Threads and an event loop make calls of every kind at random, with OpenTelemetry's spans and
-metrics, for a set time. Up to 200 times they pause, and while no call is under way the resident
-memory, the threads and the open files of the process are counted, each time after Python and the C
-library have given back what nobody uses: when they do so by themselves is chance. Each caller
-begins with the largest call of every kind, so that what memory calls need at most is there from
-then on.
+metrics exported, for a set time. Up to 200 times they pause, and while no call is under way the
+resident memory, the threads and the open files of the process are counted, each time after Python
+and the C library have given back what nobody uses: when they do so by themselves is chance. Each
+caller begins with the largest call of every kind, so that what memory calls need at most is there
+from then on.
 
 Memory is said to grow if, after a warm-up of three fifths of the time, the slope of a least-squares
 line through it is above zero with 95% confidence; where the interval reaches more than 0.1 MiB a
@@ -46,7 +46,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from report import Report, add_arguments
 from scipy import stats
 
@@ -72,6 +74,7 @@ _MOMENT = 0.05
 _TOO_WIDE = 0.1
 """MiB a minute over what is tolerated: an interval that reaches higher proves nothing."""
 
+_METRICS_EVERY_MS = 5000
 _LOOP_THREADS = 6
 _MOST_DOCUMENTS = 40
 CONFIDENCE = 0.95
@@ -120,6 +123,8 @@ def _overrides(rng: random.Random) -> dict[str, Any]:
         "score_threshold": rng.uniform(-5, 5),
         "instruction": " ".join(rng.choices(_WORDS, k=4)),
         "score_space": rng.choice(["raw", "probability"]),
+        "long_documents": rng.choice(["truncate", "max_passage"]),
+        "drop_duplicates": rng.random() < 0.5,  # noqa: PLR2004  every other time
     }
 
 
@@ -127,9 +132,15 @@ def _latency(rng: random.Random) -> dict[str, Any]:
     return {"max_latency_ms": rng.uniform(20, 500)}
 
 
-_PASSAGES = {"long_documents": "max_passage", "passage_length": 60, "max_passages": 4}
+_PASSAGES = {
+    "long_documents": "max_passage",
+    "passage_length": 60,
+    "passage_overlap": 20,
+    "max_passages": 4,
+}
 _ON_DISK = {"max_bytes": _CACHE_BYTES, "folder": "FOLDER", "max_disk_bytes": _MIB}
 _CASCADE = {"cascade": [("MODEL", 0.3)]}
+_NOWHERE = "http://127.0.0.1:9"
 
 FEATURES = (
     Feature(name="plain"),
@@ -150,7 +161,8 @@ FEATURES = (
     Feature(name="cascade", settings=_CASCADE),
     Feature(name="early stop", settings={"stop_when_stable": 1, "batch_size": 4}),
     Feature(name="many queries", is_many=True),
-    Feature(name="watched", settings={"on_rerank": str}),
+    Feature(name="watched", settings={"on_rerank": str, "trace_content": True}),
+    Feature(name="fallback", settings={"base_url": _NOWHERE, "fallback": "local"}),
     Feature(name="probabilities", settings={"score_space": "probability"}),
     Feature(
         name="all together",
@@ -160,6 +172,7 @@ FEATURES = (
             "score_cache": _CACHE_BYTES,
             "stop_when_stable": 2,
             "drop_duplicates": True,
+            "on_rerank": str,
         },
         arguments=_latency,
         longest=400,
@@ -216,6 +229,7 @@ class Calls:
                 else:
                     query, documents, arguments = self._draw(feature, rng, is_largest=is_largest)
                     reranker.rerank(query, documents, **arguments)
+                reranker.stats()
             except Exception as exc:  # noqa: BLE001  what went wrong is part of the result
                 self._note(feature, exc)
             finally:
@@ -242,6 +256,7 @@ class Calls:
                 else:
                     query, documents, arguments = self._draw(feature, rng, is_largest=is_largest)
                     await reranker.arerank(query, documents, **arguments)
+                reranker.stats()
             except Exception as exc:  # noqa: BLE001  what went wrong is part of the result
                 self._note(feature, exc)
             finally:
@@ -553,6 +568,28 @@ def _show(
     )
 
 
+@contextlib.contextmanager
+def telemetry() -> Iterator[None]:
+    """Export spans and metrics as a program would; what is written goes nowhere.
+
+    Spans at once: a queue of them would hold more or fewer whenever memory is counted.
+    """
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        tracers = TracerProvider()
+        tracers.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=nowhere)))
+        reader = PeriodicExportingMetricReader(
+            ConsoleMetricExporter(out=nowhere), export_interval_millis=_METRICS_EVERY_MS
+        )
+        meters = MeterProvider([reader])
+        use_providers(tracer_provider=tracers, meter_provider=meters)
+        try:
+            yield
+        finally:
+            use_providers()
+            tracers.shutdown()
+            meters.shutdown()
+
+
 def main() -> int:
     """Print tables, and say by the exit status whether nothing grew."""
     arguments = _parse()
@@ -560,7 +597,6 @@ def main() -> int:
         sys.exit("memory is read from /proc, which this system does not have")
     logging.getLogger("sie_core").setLevel(logging.ERROR)
     minutes = arguments.minutes
-    use_providers(tracer_provider=TracerProvider(), meter_provider=MeterProvider())
     report = Report("soak", minutes=minutes, model=arguments.model, mode=arguments.mode)
     calls = Calls(
         arguments.model,
@@ -568,9 +604,10 @@ def main() -> int:
         mode=arguments.mode,
         pause_seconds=arguments.pause_ms / 1000,
     )
-    samples = soak(
-        calls, seconds=60 * minutes, num_threads=arguments.threads, num_tasks=arguments.tasks
-    )
+    with telemetry():
+        samples = soak(
+            calls, seconds=60 * minutes, num_threads=arguments.threads, num_tasks=arguments.tasks
+        )
     calls.close()
     slopes, wrong = verdict(
         samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import random
 import threading
@@ -11,7 +12,25 @@ from pathlib import Path
 
 import pytest
 
+from sie_core import Reranker
 from tests.benchmarks.conftest import HAS_PROC, Soak
+
+_NOT_SOAKED = {
+    *("model", "client", "async_client", "mode", "device", "dtype", "num_threads"),  # one engine
+    *("api_key", "gpu", "wait_for_capacity", "timeout_seconds", "hedge_after_ms"),  # a server's
+    *("options", "max_length", "lora", "revision", "token", "cache_dir"),  # the model's
+    *("calibration", "fuse_retrieval_score"),  # arithmetic on the scores that come back
+}
+"""What a call is given that is none of the features for production."""
+
+
+def test_every_feature_is_soaked() -> None:
+    """A new parameter of `Reranker` is called in the soak, or is named above."""
+    from soak import FEATURES
+
+    soaked = {name for it in FEATURES for name in (*it.settings, *it.arguments(random.Random(0)))}
+    assert soaked.isdisjoint(_NOT_SOAKED)
+    assert soaked | _NOT_SOAKED == set(inspect.signature(Reranker).parameters)
 
 
 def noisy(

@@ -10,6 +10,8 @@ from typing import Any
 from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
 
+_WAYS_OF_READING = ("long_documents", "max_document_length")
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -59,12 +61,16 @@ class Stage:
     def arguments(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of its calls, where those of the reranker's own model are `shared`.
 
-        What says where the model runs, and what is done with long documents, is the same;
-        instruction and other options are the stage's own.
+        What says where the model runs is the same, and what is done with long documents, unless the
+        stage says how it reads them; instruction and other options are the stage's own.
         """
         options = dict(self.options)
         given = shared.get("options") or {}
-        for name in ("batch_size", *long_documents.OPTIONS):
+        reads_its_own_way = not options.keys().isdisjoint(_WAYS_OF_READING)
+        inherited = (
+            ("batch_size",) if reads_its_own_way else ("batch_size", *long_documents.OPTIONS)
+        )
+        for name in inherited:
             if name in given:
                 options.setdefault(name, given[name])
         own = {"instruction": self.instruction, "options": options or None}

@@ -12,6 +12,7 @@ import functools
 import inspect
 import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -188,6 +189,7 @@ class ClientHolder:
 
     def _settle(self) -> None:
         self._lock = threading.Lock()
+        _holders.add(self)
         self._opened: dict[bool, Any] = {}
         self._is_warm = False
 
@@ -256,11 +258,24 @@ class ClientHolder:
         options = {"max_length": self.max_length, "batch_size": self.batch_size, **options}
         given = {name: value for name, value in options.items() if value is not None}
         arguments = {
-            "instruction": instruction,
+            "instruction": instruction or None,
             "options": self.options | given or None,
             "gpu": self.gpu,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+
+_holders: weakref.WeakSet[ClientHolder] = weakref.WeakSet()
+
+
+def _renew_locks_after_fork() -> None:
+    """Let nobody in a forked child wait for a thread that opened a client and is not there."""
+    for holder in list(_holders):
+        holder._lock = threading.Lock()  # noqa: SLF001  it is of this module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks_after_fork)
 
 
 class _Given:
@@ -270,7 +285,7 @@ class _Given:
         call = getattr(client, method)
         is_native = inspect.iscoroutinefunction(call)
         setattr(self, method, call if is_native or not is_async else _in_thread(call))
-        for name in ("base_url", "source_of"):
+        for name in ("base_url", "source_of", "scheduler_stats"):
             if hasattr(client, name):
                 setattr(self, name, getattr(client, name))
         many = getattr(client, "score_many", None)

@@ -19,7 +19,7 @@ from sie_core.deadline import Deadline
 from sie_core.errors import InvalidRequestError, InvalidResponseError, UnsupportedModelError
 from sie_core.settings import DEFAULT_EMBEDDING_MODEL, EMBEDDING_STEP_TEXTS, RemoteSettings
 from sie_core.telemetry.embedding_span import EmbeddingSpan
-from sie_core.types import AsyncEncodingClient, EncodingClient, Item, Mode
+from sie_core.types import AsyncEncodingClient, EncodingClient, Item, Mode, encodable
 
 Progress = Callable[[int], object]
 """Told, after each step of a large call, how many texts that step encoded."""
@@ -200,7 +200,7 @@ class Embedder(ClientHolder):
     def _prepare(self, texts: Sequence[str], *, is_query: bool, has_steps: bool) -> _Call:
         """Check one call's arguments, and cut it into steps if its progress is to be told."""
         _check_texts(texts)
-        items = [Item(text=text) for text in texts]
+        items = [Item(text=encodable(text)) for text in texts]
         arguments = self._arguments(self.instruction if is_query else None)
         arguments |= {"output_types": ["dense"], "is_query": is_query}
         if self.output_dtype is not None:

@@ -18,6 +18,7 @@ import functools
 import importlib
 import inspect
 import logging
+import math
 import queue
 import threading
 import time
@@ -31,6 +32,7 @@ from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import (
     CircuitOpenError,
     ClientClosedError,
+    DeadlineExceededError,
     InvalidRequestError,
     InvalidResponseError,
     ModelError,
@@ -137,6 +139,8 @@ class _ChainCall:
     items: Sequence[Item]
     arguments: dict[str, Any]
     deadline: Deadline
+    is_hurried: bool = False
+    """Whether this call had less time than others: running out of it is not a backend's fault."""
 
 
 @dataclass(slots=True)
@@ -257,8 +261,10 @@ def _is_unwell(error: BaseException) -> bool:
     return _is_failure(error) and not isinstance(error, InvalidRequestError | ModelError)
 
 
-def _report(link: _Link, error: BaseException) -> None:
-    if _is_unwell(error):
+def _report(link: _Link, error: BaseException, call: _ChainCall) -> None:
+    if call.is_hurried and isinstance(error, DeadlineExceededError):
+        link.breaker.abandoned()
+    elif _is_unwell(error):
         link.breaker.failed(error)
     elif isinstance(error, InvalidRequestError | ModelError):
         link.breaker.succeeded()  # it is there, and it answered
@@ -365,7 +371,7 @@ class _Chain:
         self._links: list[_Link] = []
         taken: set[str] = set()
         for backend in self._given:
-            name = backend.name or _name_of(backend.client)
+            name = backend.name or name_of(backend.client)
             while name in taken:
                 name += "'"
             taken.add(name)
@@ -393,15 +399,15 @@ class _Chain:
         if self._is_closed:
             msg = "this chain is closed; make a new one"
             raise ClientClosedError(msg)
-        timeout_seconds = arguments.pop("timeout_seconds")
-        if timeout_seconds is None:
-            timeout_seconds = self.timeout_seconds
+        own_seconds, timeout_seconds = arguments.pop("timeout_seconds"), self.timeout_seconds
+        is_hurried = own_seconds is not None and own_seconds < (timeout_seconds or math.inf)
         call = _ChainCall(
             model,
             query,
             items,
             {name: value for name, value in arguments.items() if value is not None},
-            Deadline.after(timeout_seconds),
+            Deadline.after(timeout_seconds if own_seconds is None else own_seconds),
+            is_hurried,
         )
         hedge_ms = self.hedge_after_ms
         return _Race(self._links, call, None if hedge_ms is None else hedge_ms / 1000)
@@ -584,11 +590,13 @@ def _ask(link: _Link, call: _ChainCall) -> Mapping[str, Any] | BaseException:
         score, arguments = _prepare(link, call)
     except SIEError as exc:  # no time left, or an extra that is not installed
         return exc
+    ask = functools.partial(score, link.model or call.model, call.query, call.items, **arguments)
     try:
-        reply = score(link.model or call.model, call.query, call.items, **arguments)
+        is_bounded = "timeout_seconds" in arguments
+        reply = ask() if is_bounded else call.deadline.run(ask, f"asking {link.name}")
         checked = _checked(reply, call.items, link.name)
     except BaseException as exc:  # noqa: BLE001 -- the race decides whether to raise it
-        _report(link, exc)
+        _report(link, exc, call)
         return exc
     link.breaker.succeeded()
     return checked
@@ -601,15 +609,20 @@ async def _ask_async(link: _Link, call: _ChainCall) -> Mapping[str, Any] | BaseE
     except SIEError as exc:
         return exc
     ask = score if inspect.iscoroutinefunction(score) else _in_thread(score)
+    left = call.deadline.left_seconds
+    is_bounded = "timeout_seconds" in arguments or math.isinf(left)
+    bound = asyncio.timeout(None if is_bounded else left)
     try:
-        reply = await ask(link.model or call.model, call.query, call.items, **arguments)
+        async with bound:
+            reply = await ask(link.model or call.model, call.query, call.items, **arguments)
         checked = _checked(reply, call.items, link.name)
     except asyncio.CancelledError:
         link.breaker.abandoned()
         raise
     except BaseException as exc:  # noqa: BLE001 -- the race decides whether to raise it
-        _report(link, exc)
-        return exc
+        error = call.deadline.exceeded(f"asking {link.name}") if bound.expired() else exc
+        _report(link, error, call)
+        return error
     link.breaker.succeeded()
     return checked
 
@@ -650,8 +663,8 @@ def _check_backends(backends: Sequence[Backend]) -> None:
             raise InvalidRequestError(msg)
 
 
-def _name_of(given: Any) -> str:
-    """Return an address or kind; an address is what a client of ours shows of itself."""
+def name_of(given: Any) -> str:
+    """Return a client's address, if it is one of ours and shows it, or its kind."""
     if isinstance(given, str):
         return given.rstrip("/")
     base_url = getattr(given, "base_url", None)

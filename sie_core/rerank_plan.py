@@ -19,7 +19,7 @@ from sie_core.client_holder import check_text
 from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fusion import check_retrieval_weight, fuse_scores
-from sie_core.long_documents import Handling, LongDocuments, check_confirmed
+from sie_core.long_documents import Handling, LongDocuments
 from sie_core.models import catalog
 from sie_core.ranking import (
     RankedEntry,
@@ -87,6 +87,7 @@ class RerankCall:
     Attributes:
         model: Who is to score.
         backend: Who that is asked of, where a reply does not say.
+        engine: How that is to run, as far as the call says: its pace is another.
         query: What is looked for.
         documents: All candidates, in retrieval order.
         arguments: Named arguments of the client's `score`.
@@ -110,6 +111,7 @@ class RerankCall:
     query: str
     documents: Sequence[str | None]
     arguments: Mapping[str, Any]
+    engine: str = ""
     top_k: int | None = None
     score_threshold: float | None = None
     calibration: Calibration | None = None
@@ -125,7 +127,7 @@ class RerankCall:
         _check_documents(self.documents)
         if self.documents:
             _check_query(self.query)
-        if self.retrieval_weight is not None:
+        if self.documents and self.retrieval_weight is not None:
             _check_retrieval_scores(self.retrieval_scores, self.documents)
 
 
@@ -200,7 +202,7 @@ def _ask(
         call.query,
         {index: call.documents[index] or "" for index in candidates},
         arguments,
-        place=call.backend,
+        place=f"{call.backend} {call.engine}".strip(),
         max_length=None if spec is None else spec.max_length,
         sends_once=call.sends_once,
         patience=patience,
@@ -208,8 +210,6 @@ def _ask(
     )
     scores = yield from plan.run()
     _check_score_space(arguments, scores)
-    if not scores.is_degraded or scores.entries:  # retrieval order comes without scores
-        check_confirmed(arguments.get("options") or {}, scores.reply)
     return scores
 
 
@@ -224,7 +224,7 @@ def _to_ranking(
     scores = _listed(call, own)
     space: RerankSpace | None = own.space
     shown, order_by = scores, scores
-    if call.calibration is not None and space == call.calibration.score_space:
+    if call.calibration is not None and not own.is_degraded:
         probability = call.calibration.probability
         shown = [None if score is None else probability(score) for score in scores]
         space = "calibrated"
@@ -352,10 +352,9 @@ def _fused(scores: Sequence[float | None], call: RerankCall, weight: float) -> l
     known = {index: score for index, score in enumerate(scores) if score is not None}
     if not known:  # retrieval order: there is nothing to mix
         return fused
-    given = call.retrieval_scores or ()
-    mixed = fuse_scores(
-        list(known.values()), [given[index] or 0.0 for index in known], retrieval_weight=weight
-    )
+    given = () if call.retrieval_scores is None else call.retrieval_scores
+    retrieved = [float(given[index] or 0.0) for index in known]  # numpy's numbers are no JSON
+    mixed = fuse_scores(list(known.values()), retrieved, retrieval_weight=weight)
     for index, score in zip(known, mixed, strict=True):
         fused[index] = score
     return fused

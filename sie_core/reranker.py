@@ -15,9 +15,9 @@ from typing import Any, Literal, Self, Unpack, overload
 from sie_core.calibration import Calibration
 from sie_core.cascade import Stage, to_stages
 from sie_core.client_holder import ClientHolder, check_text
-from sie_core.deadline import check_timeout_seconds
+from sie_core.deadline import Deadline, check_timeout_seconds
 from sie_core.errors import InvalidRequestError
-from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient
+from sie_core.fallback import LOCAL, AsyncFallbackClient, Backend, FallbackClient, name_of
 from sie_core.fusion import check_retrieval_weight
 from sie_core.long_documents import Handling, LongDocuments
 from sie_core.ranking import Ranking, check_score_space, check_score_threshold, check_top_k
@@ -31,7 +31,7 @@ from sie_core.rerank_plan import (
 )
 from sie_core.rerank_watch import OnRerank, RerankWatch, check_hook
 from sie_core.score_cache import ScoreCache, source_of
-from sie_core.settings import DEFAULT_MODEL
+from sie_core.settings import DEFAULT_MODEL, RemoteSettings
 from sie_core.stage_plan import STABLE_TOP_K, Keeping, Patience
 from sie_core.steps import Plan, arun, failed, run, together
 from sie_core.telemetry import RerankStats
@@ -88,8 +88,8 @@ class Reranker(ClientHolder):
             retrieval order has; `Ranking.num_duplicates` counts them.
         gpu: Machine profile on a remote cluster, such as `l4`; without meaning in-process.
         wait_for_capacity: Remote: wait while the cluster starts a machine.
-        timeout_seconds: Bound on one whole call, loading and retries included; None means 180 on
-            a server, and no bound in-process.
+        timeout_seconds: Bound on one whole call, loading, retries and all stages included, and in
+            `rank_many` on each request; None means 180 on a server, and no bound in-process.
         device: In-process: `cuda`, `cuda:1`, `cpu`, `mps`, or a list of CUDA devices that share
             the work; None means CUDA if there, else CPU.
         mode: In-process: `exact` computes in float32, `fast` in half precision where that is
@@ -441,12 +441,34 @@ class Reranker(ClientHolder):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """See `ClientHolder.__deepcopy__`; the hook is shared, as it stays the caller's."""
-        memo[id(self.on_rerank)] = self.on_rerank
+        for given in (self.on_rerank, *_given_clients(self.fallback)):
+            memo[id(given)] = given
         return super().__deepcopy__(memo)
 
     def _settle(self) -> None:
         super()._settle()
         self._watch = RerankWatch()
+
+    @property
+    def _where(self) -> str:
+        """Say who is asked, where a reply does not: an address, `local`, or what kind of client."""
+        given = self._client if self._client is not None else self._async_client
+        return self.base_url or (LOCAL if given is None else name_of(given))
+
+    @property
+    def _timeout_seconds(self) -> float | None:
+        """Seconds of a whole call; a chain's members have their own, one after the other."""
+        if self.timeout_seconds is None and self.base_url is not None and self.fallback is None:
+            return RemoteSettings().timeout_seconds
+        return self.timeout_seconds
+
+    @property
+    def _engine(self) -> str:
+        """Name how a model in this process is to run, for its pace."""
+        if not self.is_local:
+            return ""
+        named = ("device", "mode", "dtype", "num_threads")
+        return " ".join(str(self._local_arguments[name]) for name in named)
 
     def _scheduler_stats(self) -> Any | None:
         """Return what the scheduler of the model in this process counts, if there is one."""
@@ -537,11 +559,12 @@ class Reranker(ClientHolder):
         weight, threshold = settings.fuse_retrieval_score, settings.score_threshold
         return RerankCall(
             model=self.model,
-            backend=self.base_url or LOCAL,
+            backend=self._where,
+            engine=self._engine,
             query=query,
             documents=documents,
             arguments=self._arguments(
-                settings.instruction or self.instruction,
+                self.instruction if settings.instruction is None else settings.instruction,
                 score_space=space,
                 lora=self.lora,
                 **handling.as_options(),
@@ -572,6 +595,7 @@ class Reranker(ClientHolder):
         seconds = None if latency_ms is None else latency_ms / 1000
         return Patience.of(
             seconds if seconds is None else min(seconds, self.timeout_seconds or seconds),
+            timeout=Deadline.after(self._timeout_seconds if num_together == 1 else None),
             num_together=num_together,
             stop_when_stable=self.stop_when_stable,
             top_k=top_k or STABLE_TOP_K,
@@ -604,6 +628,14 @@ def _without_secrets(fallback: Any) -> Any:
     if isinstance(fallback, Sequence) and not isinstance(fallback, str):
         return [_without_secrets(one) for one in fallback]
     return fallback
+
+
+def _given_clients(fallback: Any) -> list[Any]:
+    """Return the clients among the members of a fallback that the caller made."""
+    is_one = isinstance(fallback, str) or not isinstance(fallback, Sequence)
+    members = [fallback] if is_one else fallback
+    clients = [it.client if isinstance(it, Backend) else it for it in members]
+    return [client for client in clients if not isinstance(client, str)]
 
 
 _CHAINS = (FallbackClient, AsyncFallbackClient)

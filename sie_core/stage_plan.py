@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from sie_core.deadline import Deadline
 from sie_core.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -19,11 +20,12 @@ from sie_core.errors import (
     ModelError,
     SIEError,
 )
+from sie_core.long_documents import check_confirmed
 from sie_core.pace import Pace, cost_of, num_fitting, pace_of
 from sie_core.ranking import match_entries
 from sie_core.score_cache import CachedScore, ScoreCache, score_keys, source_of_reply
 from sie_core.steps import Outcome, Plan, Reply, Step
-from sie_core.types import COUNTS, Item, ScoreSpace, Usage
+from sie_core.types import COUNTS, Item, ScoreSpace, Usage, encodable
 
 STABLE_BATCH_DOCUMENTS: Final = 16
 """Documents between two looks at whether the top changes, where `batch_size` names no number."""
@@ -46,6 +48,7 @@ class Patience:
 
     Attributes:
         moment: When it must stop, on the monotonic clock; infinite: when all is scored.
+        timeout: When its call's timeout ends, which is an error.
         num_together: Calls that share the time and the machine with this one, itself included.
         stop_when_stable: Batches in a row that must not change the top before it stops; None: it
             does not stop for that.
@@ -54,6 +57,7 @@ class Patience:
     """
 
     moment: float = math.inf
+    timeout: Deadline = Deadline.never
     num_together: int = 1
     stop_when_stable: int | None = None
     top_k: int = STABLE_TOP_K
@@ -142,7 +146,7 @@ class StagePlan:
         keeping: Keeping,
     ) -> None:
         self._model = model
-        self._query = Item(text=query)
+        self._query = Item(text=encodable(query))
         self._arguments = arguments
         self._options: Mapping[str, Any] = arguments.get("options") or {}
         self._max_length = self._options.get("max_length") or max_length
@@ -152,7 +156,7 @@ class StagePlan:
         self._pace: Pace = pace_of(place, model, str(self._options.get("lora")))
         self._alike: dict[str, list[int]] = {}
         for index, text in texts.items():
-            self._alike.setdefault(text, []).append(index)
+            self._alike.setdefault(encodable(text), []).append(index)
         self._known: list[str] = []
         self._known_space: ScoreSpace | None = None
         self._source: str | None = None
@@ -213,13 +217,15 @@ class StagePlan:
 
     def _step(self, portion: Sequence[str]) -> Step:
         items = [Item(id=str(index), text=text) for index, text in self._sent(portion)]
-        bound = max(self._patience.left_seconds, 1e-3) if self._patience.has_deadline else None
+        patience = self._patience
+        left = max(patience.left_seconds, 1e-3) if patience.has_deadline else None
         return Step(
             model=self._model,
             query=self._query,
             items=items,
             arguments=self._arguments,
-            timeout_seconds=bound,
+            deadline=Deadline.after(left),
+            timeout=patience.timeout,
         )
 
     def _sent(self, portion: Sequence[str]) -> list[tuple[int, str]]:
@@ -250,13 +256,19 @@ class StagePlan:
         """Take a reply's scores; return why they cannot stand beside those before, if so."""
         found = self._found
         is_degraded = reply.get("status") == "degraded"
+        if is_degraded and not reply["scores"] and self._patience.left_seconds <= 0:
+            return "time was up"  # who stands in came too late as well
+        if reply["scores"]:  # retrieval order comes without scores
+            check_confirmed(self._options, reply)
         if not found.reply:
             found.reply = {name: it for name, it in reply.items() if name != "scores"}
             found.space = reply.get("score_space")
         elif is_degraded != found.is_degraded:
             return f"{reply.get('served_by')} answered in its place: {reply.get('reason')}"
+        elif reply["scores"] and reply.get("score_space") != found.space:
+            return f"{reply.get('served_by') or 'the next reply'} gave scores of another kind"
         found.usage = sum_usage([found.usage, reply.get("usage") or Usage()])
-        if is_degraded and not reply["scores"]:  # retrieval order comes without scores
+        if is_degraded and not reply["scores"]:
             return None
         sent = self._sent(portion)
         entries = match_entries(reply["scores"], [str(index) for index, _ in sent])

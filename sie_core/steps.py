@@ -10,13 +10,13 @@ import asyncio
 import functools
 import inspect
 import itertools
-import threading
+import math
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from sie_core.deadline import Deadline
 from sie_core.errors import DeadlineExceededError
 from sie_core.telemetry.otel import within
 from sie_core.types import Item
@@ -38,6 +38,13 @@ It raises what an outcome means for the caller. It is not resumed after its clie
 MAX_CONCURRENT_STEPS: Final = 8
 """Steps that are under way at a time, where a client takes one at a time."""
 
+_NEARLY_ALL: Final = 0.99
+"""While this part of a call's timeout is left, the client's own, which is as long, holds: a backend
+that lets it pass is unwell, while one that had less of it need not be."""
+
+_LEAST_SECONDS: Final = 1e-3
+"""Given to a client where nothing is left: it says in its own way that this is not enough."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -48,7 +55,8 @@ class Step:
         query: What is looked for.
         items: What is scored; ids are unique.
         arguments: Named arguments of the client's `score`.
-        timeout_seconds: Bound on this step; None leaves it to the client.
+        deadline: When it is left as it is, whatever the client does.
+        timeout: When the client is to end it: its call's timeout, or what earlier steps left of it.
         context: What is traced, so that what the client does belongs to it; None: not traced.
     """
 
@@ -56,8 +64,24 @@ class Step:
     query: Item
     items: Sequence[Item]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    timeout_seconds: float | None = None
+    deadline: Deadline = Deadline.never
+    timeout: Deadline = Deadline.never
     context: Any = None
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """What the client is given, if the step begins now; None leaves it to the client."""
+        rests = [self.deadline.left_seconds]
+        whole = self.timeout.budget_seconds
+        if whole is not None and self.timeout.left_seconds < _NEARLY_ALL * whole:
+            rests.append(self.timeout.left_seconds)
+        least = min(rests)
+        return None if math.isinf(least) else max(least, _LEAST_SECONDS)
+
+    @property
+    def doing(self) -> str:
+        """Say what it is, for an error."""
+        return f"scoring {len(self.items)} items with {self.model}"
 
 
 def run(plan: Plan[T], open_client: Callable[[], Any]) -> T:
@@ -141,46 +165,43 @@ def _score_all(client: Any, steps: Sequence[Step]) -> Sequence[Outcome]:
         return [_ask(client, steps[0])]
     score_many = getattr(client, "score_many", None)
     if score_many is not None:
-        outcomes: Sequence[Outcome] = score_many(steps)
-        return outcomes
+        return list(map(_named, steps, score_many(steps)))
     with ThreadPoolExecutor(MAX_CONCURRENT_STEPS, thread_name_prefix="sie-step") as pool:
         return list(pool.map(functools.partial(_ask, client), steps))
 
 
 def _ask(client: Any, step: Step) -> Outcome:
+    """Ask a client; one that is elsewhere is left behind at the deadline, whatever it does then."""
+    ask = functools.partial(_call, client, step)
+    is_here = hasattr(client, "score_many")  # a model in this process, which ends in time itself
     try:
-        if step.timeout_seconds is None:
-            return _call(client, step)
-        if _takes_timeout(client.score):
-            return _call(client, step, timeout_seconds=step.timeout_seconds)
-        return _call_in_thread(client, step, step.timeout_seconds)
+        return ask() if is_here else step.deadline.run(ask, step.doing)
     except Exception as exc:  # noqa: BLE001  the plan decides what it means
-        return exc
+        return _named(step, exc)
 
 
-def _call(client: Any, step: Step, **more: Any) -> Reply:
+def _call(client: Any, step: Step) -> Reply:
     with within(step.context):
-        reply: Reply = client.score(step.model, step.query, step.items, **step.arguments, **more)
+        reply: Reply = client.score(
+            step.model, step.query, step.items, **step.arguments, **_bound(client, step)
+        )
     return reply
 
 
-def _call_in_thread(client: Any, step: Step, seconds: float) -> Reply:
-    """Bound a client that takes no bound: its call goes on in a thread, and nobody waits for it."""
-    future: Future[Reply] = Future()
+def _bound(client: Any, step: Step) -> dict[str, float]:
+    """Return the timeout that a client is given, if there is one and it takes one."""
+    seconds = step.timeout_seconds
+    is_taken = seconds is not None and _takes_timeout(client.score)
+    return {"timeout_seconds": seconds} if is_taken and seconds is not None else {}
 
-    def call() -> None:
-        try:
-            future.set_result(_call(client, step))
-        except BaseException as exc:  # noqa: BLE001  it is raised where it is waited for
-            future.set_exception(exc)
 
-    threading.Thread(target=call, name="sie-step", daemon=True).start()
-    try:
-        return future.result(seconds)
-    except FutureTimeoutError as exc:
-        if future.done():
-            raise
-        raise _exceeded(step) from exc
+def _named(step: Step, outcome: Outcome) -> Outcome:
+    """Let an error name the timeout of the whole call, where that is over, not the step's part."""
+    if not isinstance(outcome, DeadlineExceededError) or step.timeout.left_seconds > 0:
+        return outcome
+    error = step.timeout.exceeded(step.doing)
+    error.__cause__ = outcome
+    return error
 
 
 async def _score_all_async(client: Any, steps: Sequence[Step]) -> Sequence[Outcome]:
@@ -188,8 +209,7 @@ async def _score_all_async(client: Any, steps: Sequence[Step]) -> Sequence[Outco
         return [await _ask_async(client, steps[0])]
     score_many = getattr(client, "score_many", None)
     if score_many is not None:
-        outcomes: Sequence[Outcome] = await score_many(steps)
-        return outcomes
+        return list(map(_named, steps, await score_many(steps)))
     return await gather(functools.partial(_ask_async, client), steps, MAX_CONCURRENT_STEPS)
 
 
@@ -209,20 +229,19 @@ async def gather(
 
 
 async def _ask_async(client: Any, step: Step) -> Outcome:
-    bound = asyncio.timeout(step.timeout_seconds)
-    takes_bound = step.timeout_seconds is not None and _takes_timeout(client.score)
-    more = {"timeout_seconds": step.timeout_seconds} if takes_bound else {}
+    try:
+        bound = asyncio.timeout(step.deadline.remaining_seconds(step.doing))
+    except DeadlineExceededError as exc:
+        return exc
     try:
         async with bound:  # it also cuts what a client does before it looks at the time
             with within(step.context):
                 asking: Awaitable[Reply] = client.score(
-                    step.model, step.query, step.items, **step.arguments, **more
+                    step.model, step.query, step.items, **step.arguments, **_bound(client, step)
                 )
                 return await asking
-    except TimeoutError as exc:
-        return _exceeded(step) if bound.expired() else exc
     except Exception as exc:  # noqa: BLE001  the plan decides what it means
-        return exc
+        return step.deadline.exceeded(step.doing) if bound.expired() else _named(step, exc)
 
 
 def _takes_timeout(score: Callable[..., Any]) -> bool:
@@ -230,9 +249,3 @@ def _takes_timeout(score: Callable[..., Any]) -> bool:
     return "timeout_seconds" in parameters or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
     )
-
-
-def _exceeded(step: Step) -> DeadlineExceededError:
-    seconds, num_items = step.timeout_seconds or 0.0, len(step.items)
-    msg = f"{seconds:g} s passed while scoring {num_items} items with {step.model}"
-    return DeadlineExceededError(msg)

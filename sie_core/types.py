@@ -6,6 +6,7 @@ travels as msgpack or JSON unchanged, and a result is read with `result["scores"
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, get_args
 
@@ -22,6 +23,18 @@ Mode = Literal["auto", "exact", "fast"]
 """`exact`: float32. `fast`: half precision, where that is faster. `auto`: fast, else exact."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+_HALVES_OF_PAIRS = re.compile("[\ud800-\udfff]")
+
+
+def encodable(text: str) -> str:
+    r"""Put U+FFFD in the place of each half of a surrogate pair, such as `\ud83d`.
+
+    Texts cut in the middle of a character, as JSON may hold them, have such halves: neither a
+    tokenizer nor a server takes them. The length stays, and so does every place in the text.
+    """
+    return text if text.isascii() else _HALVES_OF_PAIRS.sub("\ufffd", text)
 
 
 class Item(TypedDict, total=False):

@@ -131,7 +131,7 @@ def test_a_full_queue_is_waited_for(tiny_bert: Path) -> None:
 def test_queries_with_a_deadline_know_of_each_other(client: Any) -> None:
     """Of five queries each begins a fifth of what one alone would, as they share the machine."""
     documents = [f"paris {i:02d}" for i in range(90)]
-    pace = pace_of("local", "of five queries", "None")
+    pace = pace_of("OverlapClient", "of five queries", "None")
     pace.observe(cost_of("berlin", documents[0], None), 0.2)
     reranker = Reranker("of five queries", client=client, max_latency_ms=10_000)
     reranker.rank_many([("berlin", documents)] * 5)

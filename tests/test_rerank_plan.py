@@ -58,6 +58,10 @@ class Model:
         self.clock.now += needed
         return self.reply(model, items)
 
+    def score_many(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Be one that runs here, and keeps its time itself: by a clock that is none."""
+        return [self.score(it.model, it.query, it.items, **it.arguments) for it in steps]
+
     def reply(self, model: str, items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         sign = -1 if model == "contrary" else 1
         scores = [
@@ -218,6 +222,54 @@ def test_a_portion_by_another_model_does_not_mix_with_those_before() -> None:
     assert "other answered in its place: m is down" in (ranking.reason or "")
 
 
+def test_scores_of_another_kind_do_not_mix_with_those_before() -> None:
+    """Probabilities and logits have no common order: the first are kept, the rest is unscored."""
+
+    class Changing(Model):
+        def reply(self, model: str, items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+            space = "probability" if len(self.asked) == 1 else "raw"
+            return {**super().reply(model, items), "score_space": space}
+
+    call = _call(_documents(32), patience=Patience(stop_when_stable=9))
+    ranking = _rank(Changing(), call)
+    assert (ranking.status, ranking.num_scored, ranking.num_unscored) == ("partial", 16, 16)
+    assert ranking.score_space == "probability"
+    assert "scores of another kind" in (ranking.reason or "")
+
+
+def test_every_reply_must_say_that_long_documents_were_read() -> None:
+    """One of a server that cuts them silently is refused, also where others came before it."""
+
+    class Mixed(Model):
+        def reply(self, model: str, items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+            said = {"long_documents": "max_passage"} if len(self.asked) == 1 else {}
+            return {**super().reply(model, items), **said}
+
+    call = _call(
+        _documents(32),
+        arguments={"options": {"long_documents": "max_passage"}},
+        patience=Patience(stop_when_stable=9),
+    )
+    with pytest.raises(InvalidRequestError, match="does not say that it did so"):
+        _rank(Mixed(), call)
+
+
+def test_retrieval_order_after_the_deadline_is_partial() -> None:
+    """Time was up: nobody failed, and nobody stands in."""
+
+    class Late(Model):
+        def reply(self, model: str, *_: object) -> Mapping[str, Any]:
+            self.clock.now += 1.0
+            return {"model": model, "scores": [], "status": "degraded", "reason": "no time"}
+
+    clock = Clock()
+    ranking = _rank(Late(clock), _call(_documents(3), patience=_patience(clock, 0.5)))
+    assert (ranking.status, ranking.reason) == (
+        "partial",
+        "time was up with 0 of 3 documents scored",
+    )
+
+
 @pytest.mark.parametrize(("sends_once", "ids"), [(True, "01"), (False, "01234")])
 def test_equal_texts_are_sent_to_a_server_once(sends_once: bool, ids: str) -> None:
     """Every copy gets the score; a model in this process shares them itself, and counts them."""
@@ -338,6 +390,22 @@ def test_stages_may_follow_each_other_and_have_options_of_their_own() -> None:
     assert model.asked[1].arguments == {"options": {"max_length": 64, "batch_size": 5}}
     assert model.asked[2].arguments == call.arguments
     assert _order(ranking)[:7] == [6, 5, 4, 7, 8, 9, 3]
+
+
+@pytest.mark.parametrize("own", [{"long_documents": "truncate"}, {"max_document_length": 64}])
+def test_a_stage_may_read_long_documents_in_its_own_way(own: dict[str, Any]) -> None:
+    """Then nothing of how the own model reads them is passed on to it; otherwise all of it is."""
+    model = Model()
+    passages = {"long_documents": "max_passage", "passage_length": 200}
+    call = _call(
+        _documents(4),
+        model="contrary",
+        arguments={"options": passages},
+        cascade=[Stage("a", keep=3, options=own), Stage("b", keep=2)],
+    )
+    with pytest.raises(InvalidRequestError):  # the model here does not say that it read passages
+        _rank(model, call)
+    assert [step.arguments["options"] for step in model.asked] == [own, passages]
 
 
 def test_a_deadline_in_a_cascade_keeps_the_cheap_models_order() -> None:

@@ -103,7 +103,7 @@ async def test_a_call_is_a_reranker_span_without_contents(way: str, telemetry: A
     assert said["reranker.top_k"] == 3
     assert said["sie.num_documents"] == 4
     assert said["sie.status"] == "complete"
-    assert said["sie.served_by"] == "local"
+    assert said["sie.served_by"] == "Words"
     assert said["sie.num_input_tokens"] == 11
     assert said["sie.num_truncated"] == 1
     assert said["sie.timing.queue_ms"] == 1.5
@@ -362,7 +362,7 @@ async def test_calls_are_measured(way: str, telemetry: Any) -> None:
     assert dict(done.attributes) == {
         "sie.model": "m",
         "sie.status": "complete",
-        "sie.served_by": "local",
+        "sie.served_by": "Words",
     }
     values = {
         name: [point.value for point in telemetry.points(f"sie.rerank.{name}")]
@@ -455,7 +455,7 @@ async def test_a_hook_is_told_of_each_call(way: str) -> None:
     events: list[RerankEvent] = []
     await rerank(Reranker("m", client=Words(), on_rerank=events.append), way, top_k=2)
     (event,) = events
-    assert (event.model, event.status, event.served_by) == ("m", "complete", "local")
+    assert (event.model, event.status, event.served_by) == ("m", "complete", "Words")
     assert (event.num_documents, event.num_ranked) == (4, 2)
     assert (event.num_input_tokens, event.num_truncated) == (11, 1)
     assert event.timing == {"total_ms": 4.0, "queue_ms": 1.5}

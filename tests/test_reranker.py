@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+import os
 import pickle
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from sie_core import Item, LocalAsyncClient, LocalClient, Reranker, SIEClient
@@ -21,6 +23,7 @@ from sie_core.calibration import Calibration, LogisticCurve, RisingSteps
 from sie_core.errors import InvalidRequestError, SIEConnectionError
 from sie_core.fallback import Backend, FallbackClient
 from sie_core.fusion import fuse_scores
+from sie_core.ranking import Ranking
 
 
 class Recorder:
@@ -361,7 +364,8 @@ async def test_closing_from_inside_a_running_loop(sie_server: str) -> None:
         ({"fallback": "locale"}, "'local' or 'retrieval_order', but got 'locale'"),
         ({"fallback": ["retrieval_order", "local"], "base_url": "http://x"}, "put it last"),
         ({"fallback": "http://u:p@h", "base_url": "http://x"}, "must not hold credentials"),
-        ({"timeout_seconds": 0}, "timeout_seconds must be a positive number"),
+        ({"timeout_seconds": 0}, "timeout_seconds must be a positive number of seconds or None"),
+        ({"max_latency_ms": 0}, "max_latency_ms must be a positive number of milliseconds or None"),
         ({"client": Recorder(), "device": "cpu"}, "device cannot be combined with a client"),
         ({"client": Recorder(), "base_url": "http://x"}, "base_url cannot be combined"),
         ({"client": Recorder(), "mode": "fast"}, "mode cannot be combined with a client"),
@@ -493,6 +497,145 @@ def test_mixing_needs_every_retrieval_score(scores: list[float | None] | None) -
     reranker = Reranker("m", client=Recorder(), fuse_retrieval_score=0.5)
     with pytest.raises(InvalidRequestError, match="fuse_retrieval_score needs"):
         reranker.rerank("q", ["a", "b"], retrieval_scores=scores)
+
+
+@pytest.mark.parametrize("of", [list, np.array])
+def test_retrieval_scores_may_be_numpys(of: Callable[[Any], Any]) -> None:
+    """As FAISS and others give them; the mix is a plain number, which JSON can hold."""
+    reranker = Reranker("m", client=Recorder(), fuse_retrieval_score=0.5)
+    given = of([np.float32(1.0), np.float32(2.0)])
+    ranking = reranker.rerank("q", ["a", "bb"], retrieval_scores=given)
+    assert [entry.index for entry in ranking] == [1, 0]
+    assert {type(entry.score) for entry in ranking} == {float}
+
+
+def test_no_documents_need_no_retrieval_scores() -> None:
+    """An empty list stays one, whatever else is asked for."""
+    assert len(Reranker("m", client=Recorder(), fuse_retrieval_score=0.5).rerank("q", [])) == 0
+
+
+def test_an_empty_instruction_takes_the_place_of_the_constructors() -> None:
+    """Only None means that one."""
+    client = Recorder()
+    reranker = Reranker("m", client=client, instruction="find")
+    reranker.rerank("q", ["a"], instruction="")
+    reranker.rerank("q", ["a"])
+    assert [call[3] for call in client.calls] == [{}, {"instruction": "find"}]
+
+
+def test_a_given_client_is_named_by_what_it_is(tiny_bert: Path, sie_server: str) -> None:
+    """A server's address in `served_by`; the engine's counts are there for one in this process."""
+    with SIEClient(sie_server) as client:
+        ranking = Reranker("test/tiny-bert", client=client).rerank("berlin", ["museum"])
+    assert ranking.served_by == sie_server
+    reranker = Reranker(str(tiny_bert), client=LocalClient())
+    assert reranker.rerank("berlin", ["museum"]).served_by == "local"
+    assert reranker.stats().engine.num_batches > 0
+
+
+def test_a_copy_shares_the_clients_of_a_fallback() -> None:
+    """They are the caller's, and may hold what cannot be copied."""
+
+    class Locked(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    bare, named = Locked(), Locked()
+    backend = Backend(client=named, name="spare")
+    twin = copy.deepcopy(Reranker("m", base_url=NOWHERE, fallback=[bare, backend]))
+    assert twin.fallback[0] is bare
+    assert twin.fallback[1].client is named
+    assert copy.copy(Reranker("m", base_url=NOWHERE, fallback=bare)).fallback is bare
+
+
+def test_another_models_scores_are_not_calibrated() -> None:
+    """The curve is that of the model asked for; a stand-in's scores stay as they are."""
+    calibration = Calibration(
+        model="m", score_space=None, probability=LogisticCurve(slope=1.0, intercept=0.0)
+    )
+    with Reranker(
+        "m",
+        base_url=NOWHERE,
+        fallback=Backend(client=Recorder(), model="other"),
+        score_space="calibrated",
+        calibration=calibration,
+    ) as reranker:
+        ranking = reranker.rerank("q", ["a", "bb"])
+    assert [(entry.index, entry.score) for entry in ranking] == [(1, 2.0), (0, 1.0)]
+    assert (ranking.status, ranking.score_space) == ("degraded", None)
+
+
+def test_a_calibration_of_unasked_scores_holds_where_the_reply_names_them() -> None:
+    """A server that learnt to say which scores it gives gives the same ones."""
+
+    class Saying(Recorder):
+        def score(self, *positional: Any, **named: Any) -> Mapping[str, Any]:
+            return {**super().score(*positional, **named), "score_space": "raw"}
+
+    calibration = Calibration(
+        model="m", score_space=None, probability=LogisticCurve(slope=1.0, intercept=-1.0)
+    )
+    reranker = Reranker("m", client=Saying(), score_space="calibrated", calibration=calibration)
+    ranking = reranker.rerank("q", ["a"])
+    assert ranking.score_space == "calibrated"
+    assert ranking.entries[0].score == pytest.approx(0.5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_while_a_client_was_opened_does_not_wait_for_it() -> None:
+    """The thread that holds the lock is not there."""
+    reranker = Reranker("m", client=Recorder())
+    with reranker._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if len(reranker.rerank("q", ["a"])) == 1 else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_deadline_holds_where_a_backend_knows_of_none() -> None:
+    """Behind a fallback as without one the client goes on in a thread; the answer is partial."""
+
+    class Stubborn:
+        def __init__(self) -> None:
+            self.released = threading.Event()
+
+        def score(self, _model: str, _query: Item, _items: Sequence[Item]) -> Mapping[str, Any]:
+            self.released.wait(30)
+            return {}
+
+    async def awaited(reranker: Reranker, client: Stubborn) -> Ranking:
+        try:
+            return await reranker.arerank("q", ["a"])
+        finally:
+            client.released.set()  # or the loop, which waits for its threads, does not end
+
+    for fallback in (None, "retrieval_order"):
+        client = Stubborn()
+        reranker = Reranker("m", client=client, max_latency_ms=30, fallback=fallback)
+        rankings = [reranker.rerank("q", ["a"])]
+        assert not client.released.is_set()
+        rankings.append(asyncio.run(awaited(reranker, client)))
+        for ranking in rankings:
+            assert (ranking.status, ranking.num_scored) == ("partial", 0)
+
+
+def test_a_timeout_is_of_the_whole_call() -> None:
+    """A later stage of a cascade has what the first one left of it."""
+
+    class Slow(Recorder):
+        def score(self, *positional: Any, **named: Any) -> Mapping[str, Any]:
+            threading.Event().wait(0.3)
+            return super().score(*positional, **named)
+
+    client = Slow()
+    chain = Reranker("m", base_url=NOWHERE, fallback=client, timeout_seconds=10, cascade=[("c", 2)])
+    with chain:
+        chain.rerank("q", ["a", "b", "c"])
+    assert [call[0] for call in client.calls] == ["c", "m"]
+    first, second = (call[3]["timeout_seconds"] for call in client.calls)
+    assert second < first - 0.2
 
 
 def test_without_scores_there_is_nothing_to_mix() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from sie_core.steps import Plan, Step, arun, run
+from sie_core.deadline import Deadline
+from sie_core.errors import DeadlineExceededError
+from sie_core.steps import MAX_CONCURRENT_STEPS, Outcome, Plan, Step, arun, run
 from sie_core.types import Item
 
 
@@ -29,11 +33,12 @@ class Meeting:
 
 
 class _Awaited:
-    def __init__(self, client: Meeting) -> None:
+    def __init__(self, client: Any) -> None:
         self._client = client
 
     async def score(self, *positional: Any, **named: Any) -> Mapping[str, Any]:
-        return await asyncio.to_thread(self._client.score, *positional, **named)
+        reply: Mapping[str, Any] = await asyncio.to_thread(self._client.score, *positional, **named)
+        return reply
 
 
 def _step(query: str) -> Step:
@@ -82,3 +87,89 @@ def test_a_plan_with_nothing_to_ask_opens_no_client() -> None:
         pytest.fail("a client was opened")
 
     assert run(plan(), opened) == 3
+
+
+class Hanging:
+    """A client that needs all the time that it is given, and says then that it was not enough."""
+
+    def __init__(self) -> None:
+        self.given: list[float] = []
+
+    def score(self, *_: Any, timeout_seconds: float) -> Mapping[str, Any]:
+        self.given.append(timeout_seconds)
+        threading.Event().wait(timeout_seconds)
+        msg = "not enough"
+        raise DeadlineExceededError(msg)
+
+
+def _all(steps: Sequence[Step]) -> Plan[Sequence[Outcome]]:
+    return (yield steps)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_steps_that_wait_for_their_turn_have_no_deadline_of_their_own(is_async: bool) -> None:
+    """Of 40, as many as may run at a time use up the time of all; the others are not begun."""
+    client = Hanging()
+    deadline = Deadline.after(0.2)
+    steps = [
+        Step(model="m", query=Item(text=f"{i}"), items=[Item(id="0", text="a")], deadline=deadline)
+        for i in range(40)
+    ]
+    if is_async:
+        outcomes = asyncio.run(arun(_all(steps), lambda: _Awaited(client)))
+    else:
+        outcomes = run(_all(steps), lambda: client)
+    assert [type(outcome) for outcome in outcomes] == [DeadlineExceededError] * 40
+    assert len(client.given) <= 2 * MAX_CONCURRENT_STEPS
+    assert sum(client.given) <= MAX_CONCURRENT_STEPS * 0.21
+
+
+def test_a_client_that_ignores_its_deadline_is_left_behind() -> None:
+    """Whatever it says of timeouts, nobody waits for it."""
+    released = threading.Event()
+
+    class Stubborn:
+        def score(self, *_: Any, **__: Any) -> Mapping[str, Any]:
+            released.wait(30)
+            return {}
+
+    step = Step(
+        model="m",
+        query=Item(text="q"),
+        items=[Item(id="0", text="a")],
+        deadline=Deadline.after(0.02),
+    )
+    try:
+        [outcome] = run(_all([step]), Stubborn)
+    finally:
+        released.set()
+    assert isinstance(outcome, DeadlineExceededError)
+    assert "scoring 1 items with m" in str(outcome)
+
+
+def test_a_later_step_has_what_is_left_of_the_calls_timeout() -> None:
+    """While nearly all of it is left the client's own holds, which is as long."""
+
+    def seconds(left: float) -> float | None:
+        timeout = Deadline(10.0, time.monotonic() + left)
+        return Step(model="m", query=Item(text="q"), items=[], timeout=timeout).timeout_seconds
+
+    assert seconds(10.0) is None
+    assert seconds(4.0) == pytest.approx(4.0, abs=1.0)
+    assert seconds(-1.0) == pytest.approx(0.001)
+    assert Step(model="m", query=Item(text="q"), items=[]).timeout_seconds is None
+    assert math.isinf(Deadline.never.left_seconds)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_timeout_that_is_over_is_named_whole(is_async: bool) -> None:
+    """Not the moment that was left for the last step."""
+    client = Hanging()
+    timeout = Deadline(10.0, time.monotonic() - 1)
+    steps = [Step(model="m", query=Item(text="q"), items=[], timeout=timeout)]
+    if is_async:
+        [outcome] = asyncio.run(arun(_all(steps), lambda: _Awaited(client)))
+    else:
+        [outcome] = run(_all(steps), lambda: client)
+    assert isinstance(outcome, DeadlineExceededError)
+    assert "timeout of 10 s passed while scoring" in str(outcome)

@@ -13,6 +13,7 @@ from typing import Self
 
 from sie_core.errors import DatasetError
 from sie_core.evaluation.collection import Document
+from sie_core.types import encodable
 
 _BATCH_SIZE = 500
 """Rows per statement; SQLite takes at least 999 values in one."""
@@ -92,17 +93,17 @@ class TextStore:
             DatasetError: The corpus lacks one of them.
         """
         found: dict[str, str] = {}
-        for batch in _batches([_encodable(document_id) for document_id in ids]):
+        for batch in _batches([encodable(document_id) for document_id in ids]):
             query = f"SELECT id, text FROM documents WHERE id IN ({_marks(batch)})"  # noqa: S608 -- question marks only
             with _errors_named(self.path):
                 found.update(self._connection.execute(query, batch).fetchall())
-        missing = [document_id for document_id in ids if _encodable(document_id) not in found]
+        missing = [document_id for document_id in ids if encodable(document_id) not in found]
         if missing:
             msg = (
                 f"the corpus lacks {len(missing)} documents asked for, the first is {missing[0]!r}"
             )
             raise DatasetError(msg)
-        return [found[_encodable(document_id)] for document_id in ids]
+        return [found[encodable(document_id)] for document_id in ids]
 
     def read(self, start: int = 0) -> Iterator[str]:
         """Read passages one after the other, from number `start` on."""
@@ -130,19 +131,14 @@ def _insert(
 ) -> None:
     row = (
         number,
-        _encodable(document.id),
-        _encodable(document.passage(with_title=with_title)),
+        encodable(document.id),
+        encodable(document.passage(with_title=with_title)),
     )
     try:
         connection.execute("INSERT INTO documents VALUES (?, ?, ?)", row)
     except sqlite3.IntegrityError as exc:
         msg = f"the corpus has two documents with the id {document.id!r}"
         raise DatasetError(msg) from exc
-
-
-def _encodable(text: str) -> str:
-    """Replace half a surrogate pair, which JSON may hold and UTF-8 may not."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _batches(values: Sequence[object]) -> Iterator[Sequence[object]]:

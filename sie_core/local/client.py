@@ -613,7 +613,10 @@ class _Begun:
     def finish(self) -> ScoreResult | Exception:
         """Wait for its scores."""
         try:
-            outputs = _wait(self.running, self.deadline, doing(self.request))
+            # What was ready in time counts, though those before it were waited for beyond that.
+            if not self.running.done():
+                _wait(self.running, self.deadline, doing(self.request))
+            outputs = self.running.result()
             result = to_score_result(self.request, self.job, outputs, self.loaded.model)
         except Exception as exc:  # noqa: BLE001  it stands in the place of the step's answer
             return exc

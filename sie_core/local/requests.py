@@ -11,7 +11,7 @@ from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
 from sie_core.long_documents import LongDocuments
 from sie_core.ranking import check_score_space, check_top_k
-from sie_core.types import Item, ScoreSpace
+from sie_core.types import Item, ScoreSpace, encodable
 
 if TYPE_CHECKING:
     from sie_core.local.lora import Adapter
@@ -232,6 +232,12 @@ def _check_item(item: Item, name: str, *, may_be_vectors: bool = False) -> None:
         raise InvalidRequestError(msg)
     if not (isinstance(text, str) or (text is None and has_vectors)):
         msg = f"{name} must have a text that is a string, but got {text!r:.80}"
+        raise InvalidRequestError(msg)
+    if text is not None and encodable(text) != text:
+        msg = (
+            f"the text of {name} has half a surrogate pair in it, which is no character: "
+            f"{text!r:.80}; sie_core.types.encodable replaces it"
+        )
         raise InvalidRequestError(msg)
     if item_id is not None and not isinstance(item_id, str):
         msg = f"the id of {name} must be a string, but got {item_id!r:.80}"

@@ -159,6 +159,24 @@ def test_4_blank_documents_come_last_unscored(subject: Any, model: str) -> None:
     assert all(view.score is not None for view in views[:2])
 
 
+def test_3_half_a_surrogate_pair_does_no_harm(subject: Any, model: str, tolerance: float) -> None:
+    """Texts cut in the middle of a character are scored; they come back as they were."""
+    texts = ["berlin \ud83d museum", "river"]
+    component = subject.make(model)
+    views = [
+        subject.view(document)
+        for document in subject.rerank(component, QUERY + " \ude00", subject.documents(texts))
+    ]
+    client = LocalClient()
+    items = [
+        Item(id=f"doc-{i}", text=text) for i, text in enumerate(["berlin \ufffd museum", "river"])
+    ]
+    reply = client.score(model, Item(text=QUERY + " \ufffd"), items)
+    solo = {entry["item_id"]: entry["score"] for entry in reply["scores"]}
+    assert {view.id: view.score for view in views} == pytest.approx(solo, abs=tolerance)
+    assert {view.text for view in views} == set(texts)
+
+
 def test_4_only_blank_documents_keep_their_order(subject: Any) -> None:
     """With nothing to score, retrieval order stays and no model is needed."""
     views = rerank(subject, "/no/such/model", ["", " ", ""])

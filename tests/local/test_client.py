@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 import math
@@ -11,12 +12,14 @@ import random
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sie_core.deadline import Deadline
 from sie_core.errors import (
     ClientClosedError,
     DeadlineExceededError,
@@ -27,6 +30,7 @@ from sie_core.errors import (
 )
 from sie_core.local import LocalAsyncClient, LocalClient, release
 from sie_core.local.registry import REGISTRY
+from sie_core.steps import Step
 from sie_core.types import Item, Timing
 
 QUERY = Item(text="what is python")
@@ -249,6 +253,7 @@ def test_truncation_is_warned_about_once_per_model(
     [
         ({"query": "what is python"}, "query must be an Item"),
         ({"query": Item(id="q")}, "query must have a text that is a string, but got None"),
+        ({"query": Item(text="a \ud83d")}, "query has half a surrogate pair in it"),
         ({"items": ["bare string"]}, r"items\[0\] must be an Item\(text=…\), but got str"),
         ({"items": "bare string"}, "items must be a list of Item"),
         ({"items": [{"id": 7, "text": "a"}]}, r"the id of items\[0\] must be a string, but got 7"),
@@ -494,3 +499,22 @@ def test_32_threads_get_their_own_scores(tiny_bert: Path, tiny_xlmr: Path) -> No
         thread.join()
     assert wrong == []
     release()
+
+
+def test_what_was_ready_in_time_counts_however_late_it_is_asked_for(tiny_bert: Path) -> None:
+    """The first of several steps may take all of the time; the others' scores are there."""
+    client = LocalClient()
+    step = Step(
+        model=str(tiny_bert),
+        query=QUERY,
+        items=[Item(id="0", text="a")],
+        deadline=Deadline.after(60),
+    )
+    with contextlib.ExitStack() as calls:
+        begun = client._begin(step, calls, [])
+        assert not isinstance(begun, Exception)
+        begun.running.result()
+        late = replace(begun, deadline=Deadline(60.0, time.monotonic() - 1))
+        result = late.finish()
+    assert not isinstance(result, Exception)
+    assert [entry["item_id"] for entry in result["scores"]] == ["0"]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,6 +162,15 @@ def test_a_bug_is_not_hidden(error: Exception, ask: Any) -> None:
         ask.score(ask([Fake(error), Fake(None)]))
 
 
+def test_scores_are_named_as_the_client_that_gave_them_names_them(ask: Any) -> None:
+    """A score cache then finds them again, before as after the chain has answered."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=scores()))
+    with SIEClient("http://one", options={"max_length": 8}, transport=transport) as client:
+        chain = ask([client])
+        assert ask.score(chain)["source"] == chain.source_of("m", None) == client.source_of("m")
+        assert client.source_of("m") != client.base_url
+
+
 def test_retrieval_order_is_said_to_be_degraded(ask: Any) -> None:
     """The last resort makes no scores up."""
     result = ask.score(ask([Fake(DOWN, base_url="http://one"), "retrieval_order"]))
@@ -245,6 +255,49 @@ def test_the_deadline_bounds_the_chain(ask: Any) -> None:
     chain = ask([Slow(late), second, "retrieval_order"], timeout_seconds=0.1)
     assert ask.score(chain)["status"] == "degraded"
     assert chain.states["two"] == "closed"
+
+
+def test_a_client_that_knows_no_times_is_bounded_all_the_same(ask: Any) -> None:
+    """It is left behind when the chain's time is up, and retrieval order stands in."""
+    released = threading.Event()
+
+    class Stubborn:
+        """Answers when released, whatever the time."""
+
+        def score(self, *_: Any) -> Any:
+            """Wait."""
+            released.wait(30)
+            return scores()
+
+    timer = threading.Timer(0.5, released.set)  # or asyncio, which waits for its threads, would not
+    timer.start()
+    result = ask.score(ask([Stubborn(), "retrieval_order"], timeout_seconds=0.05))
+    assert result["status"] == "degraded"
+    assert "timeout of 0.05 s passed while asking Stubborn" in result["reason"]
+    timer.cancel()
+    released.set()
+
+
+def test_a_call_in_a_hurry_speaks_against_nobody(ask: Any) -> None:
+    """A backend that had less time than others have is not unwell; one that had all of it is."""
+
+    class Slow(Fake):
+        """Needs more time than it is given."""
+
+        def score(self, model: str, query: Item, items: list[Item], **arguments: Any) -> Any:
+            """Fail when the time is up."""
+            time.sleep(arguments["timeout_seconds"])
+            return super().score(model, query, items, **arguments)
+
+    slow = Slow(DeadlineExceededError("late"), base_url="one")
+    breaker = BreakerSettings(num_failures=2, cooldown_seconds=60)
+    chain = ask([slow, "retrieval_order"], timeout_seconds=0.05, breaker=breaker)
+    for _ in range(3):
+        ask.score(chain, timeout_seconds=0.01)
+    assert chain.states["one"] == "closed"
+    for _ in range(2):
+        ask.score(chain)
+    assert chain.states["one"] == "open"
 
 
 def test_a_failing_backend_is_left_alone(ask: Any) -> None:

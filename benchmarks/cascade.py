@@ -14,11 +14,10 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from report import Report, add_arguments
-from workload import CHECKPOINTS, make_checkpoint
+from workload import SMALL_MODEL, checkpoint
 
 from sie_core import DEFAULT_MODEL, Reranker, Stage
 from sie_core.evaluation.datasets import Question, load_hotpotqa
@@ -27,14 +26,6 @@ from sie_core.ranking import Ranking
 
 NUM_CANDIDATES = 50
 TOP = 5
-TINY = {
-    "model_type": "bert",
-    "vocab_size": 30522,
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 512,
-}
 
 
 def main() -> None:
@@ -57,7 +48,7 @@ def main() -> None:
         "64 tokens, keep 0.3 (real)": [Stage(DEFAULT_MODEL, keep=0.3, options=short)],
         "64 tokens, keep 0.5 (real)": [Stage(DEFAULT_MODEL, keep=0.5, options=short)],
         "64 tokens, keep 0.6 (real)": [Stage(DEFAULT_MODEL, keep=0.6, options=short)],
-        "TinyBERT-L2, keep 0.3 (random)": [Stage(str(tiny_folder()), keep=0.3)],
+        "TinyBERT-L2, keep 0.3 (random)": [Stage(str(checkpoint(SMALL_MODEL)), keep=0.3)],
     }
     rerankers = {name: Reranker(cascade=stages) for name, stages in ways.items()}
     for reranker in rerankers.values():
@@ -90,15 +81,6 @@ def make_pools(questions: Sequence[Question], chosen: random.Random) -> list[lis
         chosen.shuffle(pool)
         pools.append(pool)
     return pools
-
-
-def tiny_folder() -> Path:
-    """Return the folder of the random model, made the first time."""
-    folder = CHECKPOINTS / "tinybert-l2"
-    if not (folder / "model.safetensors").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        make_checkpoint(TINY, folder)
-    return folder
 
 
 def row(

@@ -22,7 +22,7 @@ from typing import Any
 from agreement import Agreement
 from race import open_modes, race, reference
 from report import Report, add_arguments
-from workload import MODELS, Corpus, Workload, checkpoint
+from workload import MODELS, SMALL_MODEL, Corpus, Workload, checkpoint
 
 ROWS = (256, 512, 1024, 2048)
 """Tokens of the products that rates are measured with; the best counts."""
@@ -226,7 +226,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=[it for it in MODELS if it != SMALL_MODEL])
     parser.add_argument("--rounds", type=int, help="default 7, or 2 with --quick")
     arguments = parser.parse_args()
     num_rounds = arguments.rounds or (2 if arguments.quick else 7)

@@ -51,6 +51,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from report import Report, add_arguments
 from scipy import stats
+from workload import SMALL_MODEL, checkpoint
 
 from sie_core import DEFAULT_MODEL, LocalClient, Reranker
 from sie_core.document_text import DocumentText
@@ -61,8 +62,11 @@ from sie_core.telemetry import use_providers
 WARM_UP = 0.6
 """The part of the time that does not count, unless another is given. Caches fill in it, threads'
 heaps become as large as they get, and the interpreter's table of interned strings doubles, once:
-after some 25,000 calls. Memory is level from about 55,000 on, which two cores make in 15 minutes.
-"""
+after some 25,000 calls."""
+
+LEVEL_CALLS = 55_000
+"""After as many memory was level. Two cores with AMX make them with the default model in 15
+minutes, with AVX2 alone in more than two hours: `--small` is for those."""
 
 _MOST_SAMPLES = 200
 _LEAST_APART = 3.0
@@ -525,6 +529,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--tasks", type=int, default=4, help="callers in the event loop")
     parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help=f"instead, {SMALL_MODEL}'s shape with random weights, for a slow machine: what counts "
+        "is the number of calls",
+    )
     parser.add_argument("--mode", default="auto")
     parser.add_argument("--pause-ms", type=float, default=20, help="between calls at most")
     parser.add_argument("--warm-up", type=float, default=WARM_UP, help="a part of the time")
@@ -533,6 +543,8 @@ def _parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     arguments.minutes = arguments.minutes or (2 if arguments.quick else 30)
+    if arguments.small:
+        arguments.model = str(checkpoint(SMALL_MODEL))
     return arguments
 
 
@@ -625,6 +637,11 @@ def main() -> int:
     report.save(arguments.json)
     for line in wrong:
         print(f"WRONG: {line}")
+    if wrong and calls.num_calls.total() * arguments.warm_up < LEVEL_CALLS:
+        print(
+            f"The warm-up was {arguments.warm_up:.0%} of {calls.num_calls.total():,} calls; memory "
+            f"is level after some {LEVEL_CALLS:,}: try --small, or more --minutes"
+        )
     return int(bool(wrong))
 
 

@@ -28,8 +28,9 @@ class RankedText:
 
     Attributes:
         text: What is ranked.
-        start: Where the content begins.
-        end: Where it ends.
+        start: Where the content begins; before the text does where blanks in front were cut off.
+        end: Where it ends, blanks that were cut off included; `start` where the text does not have
+            it, and so no part of the text has a place in it.
     """
 
     text: str
@@ -133,10 +134,10 @@ class DocumentText:
         """
         if not content.strip():
             return None
-        found = max(0, text.rfind(content))  # metadata, if any, mostly stands before it
-        start = len(self.document_prefix) + found
+        start, end = _place_of(content, text)
+        before = len(self.document_prefix)
         whole = f"{self.document_prefix}{text}{self.document_suffix}"
-        return RankedText(whole, start, start + len(content))
+        return RankedText(whole, before + start, before + end)
 
     def _values(self, metadata: Mapping[str, Any]) -> Iterator[str]:
         for name in self.meta_fields:
@@ -163,6 +164,21 @@ def as_text(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return ", ".join(filter(str.strip, map(as_text, value)))
     return str(value)
+
+
+def _place_of(content: str, text: str) -> Span:
+    """Return where a framework's text has the content, which metadata mostly stands before.
+
+    LlamaIndex strips what it puts together: blanks around the content may be missing. A template
+    may also change the content: then it has no place, which is an empty one.
+    """
+    start = text.rfind(content)
+    if start < 0:
+        start = text.rfind(content.strip())
+        if start < 0:
+            return 0, 0
+        start -= len(content) - len(content.lstrip())
+    return start, start + len(content)
 
 
 def _check_template(template: object) -> None:

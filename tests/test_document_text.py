@@ -113,6 +113,38 @@ def test_the_content_is_found_in_what_a_framework_wrote() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "content", "start"),
+    [
+        ("title: x\n\nriver", "river\n", 10),
+        ("title: x\n\n \n river", " \n river", 10),
+        ("title: x\n\n  river", "  river \n", 10),
+        ("river\n\ntitle: x", "  river", -2),
+    ],
+)
+def test_the_content_is_found_though_a_framework_stripped_blanks(
+    text: str, content: str, start: int
+) -> None:
+    """LlamaIndex strips what it puts together; places are those in the content as it is."""
+    ranked = DocumentText().of_text(text, content)
+    assert ranked == RankedText(text, start, start + len(content))
+    found = text.rfind("river")
+    place = ranked.in_content((found, found + 5))
+    assert place is not None
+    assert content[slice(*place)] == "river"
+    whole = ranked.in_content((0, len(text)))
+    assert whole is not None
+    assert content[slice(*whole)].strip() == "river"
+
+
+def test_a_content_that_a_template_changed_has_no_place() -> None:
+    """None is told, rather than a wrong one; the text is ranked all the same."""
+    ranked = DocumentText(document_prefix="> ").of_text("title: x\n\nRIVER", "river")
+    assert ranked is not None
+    assert ranked.text == "> title: x\n\nRIVER"
+    assert ranked.in_content((0, len(ranked.text))) is None
+
+
+@pytest.mark.parametrize(
     ("settings", "complaint"),
     [
         ({"meta_fields": "title"}, r"meta_fields must be a list of names .* got 'title'"),

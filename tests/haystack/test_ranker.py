@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,33 @@ async def test_what_is_given_to_run_wins(
     assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0), ("one", 1.0)]
     ranked = await run(ranker, documents, top_k=3, score_threshold=2.0)
     assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
+
+
+async def test_settings_assigned_later_take_effect(
+    ranker: SIERanker, client: Any, async_client: Any, documents: list[Document], run: Run
+) -> None:
+    """What goes with each run may be changed between runs, back to None too."""
+    whole = await run(ranker, documents)
+    ranker.instruction, ranker.long_documents = "Find cities", "truncate"
+    await run(ranker, documents)
+    expected = {"instruction": "Find cities", "options": {"long_documents": "truncate"}}
+    assert (client.arguments + async_client.arguments)[-1] == expected
+    ranker.instruction = ranker.long_documents = None
+    again = [replace(documents[0], id="again"), *documents]
+    ranker.drop_duplicates = True
+    assert [it.id for it in await run(ranker, again)] == ["three", "two", "again", "none"]
+    ranker.drop_duplicates = False
+    ranker.fuse_retrieval_score = 1.0
+    assert [it.id for it in await run(ranker, documents)] == ["one", "three", "none", "two"]
+    ranker.fuse_retrieval_score = None
+    ranker.max_latency_ms = 1e-3
+    assert {it.meta["rerank_status"] for it in await run(ranker, documents)} == {"partial"}
+    ranker.max_latency_ms = None
+    assert await run(ranker, documents) == whole
+    assert (client.arguments + async_client.arguments)[-1] == {}
+    ranker.max_latency_ms = -1
+    with pytest.raises(InvalidRequestError, match="max_latency_ms must be a positive number"):
+        await run(ranker, documents)
 
 
 async def test_top_k_is_ten_unless_said_otherwise(ranker: SIERanker, run: Run) -> None:
@@ -540,6 +568,12 @@ def test_the_existing_package_s_names_are_accepted() -> None:
         ({"model_kwargs": {"revision": "v1"}, "revision": "v2"}, "contradicts 'v1'"),
         ({"tokenizer_kwargs": {"model_max_length": 64}, "max_length": 32}, "contradicts 64"),
         ({"score_threshold": float("nan")}, "score_threshold must be a finite number"),
+        ({"score_space": "percent"}, "score_space must be"),
+        ({"fuse_retrieval_score": 2}, "fuse_retrieval_score is the weight"),
+        ({"max_latency_ms": -1}, "max_latency_ms must be a positive number"),
+        ({"long_documents": "maybe"}, "long_documents must be"),
+        ({"drop_duplicates": "maybe"}, "drop_duplicates must be True or False"),
+        ({"instruction": 3}, "instruction must be a string"),
         (
             {"device": ComponentDevice.from_multiple(DeviceMap({"": Device.cpu()}))},
             "device must be a single device",
@@ -578,6 +612,37 @@ def test_copies_work_like_the_original(
     duplicated = duplicate(SIERanker(client=client, top_k=2))
     ranked = duplicated.run(QUERY, documents)["documents"]
     assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
+
+
+class Sink:
+    """Take events, under a lock that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.events: list[Any] = []
+
+    def tell(self, event: Any) -> None:
+        with self.lock:
+            self.events.append(event)
+
+
+def test_a_deep_copy_shares_what_stays_the_caller_s(
+    client: Any, async_client: Any, documents: list[Document]
+) -> None:
+    """The hook, whatever it is a method of, and clients, whatever they hold."""
+    client.lock, async_client.lock = threading.Lock(), threading.Lock()
+    sink = Sink()
+    ranker = SIERanker(
+        client=client,
+        async_client=async_client,
+        fallback=[Backend(client=client)],
+        on_rerank=sink.tell,
+    )
+    for twin in (copy.deepcopy(ranker), copy.deepcopy([ranker])[0]):
+        twin.run(QUERY, documents)
+        assert twin.client is client
+    assert len(sink.events) == 2
+    assert client.queries == [QUERY] * 2
 
 
 async def test_it_ranks_inside_a_pipeline(ranker: SIERanker, documents: list[Document]) -> None:

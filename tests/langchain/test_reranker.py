@@ -460,6 +460,76 @@ def test_a_changed_copy_has_its_own_backend(client: Any, documents: list[Documen
         original.model = "other"
 
 
+def test_a_copy_is_changed_by_the_constructor_s_names() -> None:
+    """Aliases and a key as a plain string are taken; the key is shown no more than the other."""
+    original = SIEReranker(base_url=NOWHERE)
+    changed = original.model_copy(update={"top_k": 2, "timeout_s": 5, "api_key": KEY})
+    assert (changed.top_n, changed.timeout_seconds) == (2, 5)
+    assert changed._reranker.timeout_seconds == 5
+    assert changed._reranker._remote_arguments["api_key"] == KEY
+    assert KEY not in repr(changed) + repr(vars(changed)) + changed.model_dump_json()
+    assert (original.top_n, original.timeout_seconds, original.api_key) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"top_m": 2}, "SIEReranker has no field 'top_m'"),
+        ({"top_k": 1, "top_n": 2}, "top_n=2 and top_k=1 contradict"),
+        ({"top_k": 0}, "top_n must be at least 1, but got 0"),
+        ({"max_latency_ms": -1}, "max_latency_ms must be a positive number"),
+    ],
+)
+def test_a_wrong_change_of_a_copy_is_refused(update: dict[str, Any], message: str) -> None:
+    """As the constructor refuses it."""
+    with pytest.raises(InvalidRequestError, match=message):
+        SIEReranker().model_copy(update=update)
+
+
+class Sink:
+    """Take events, under a lock that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.events: list[Any] = []
+
+    def tell(self, event: Any) -> None:
+        with self.lock:
+            self.events.append(event)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        copy.deepcopy,
+        lambda it: it.model_copy(deep=True),
+        lambda it: it.model_copy(deep=True, update={"top_n": 9}),
+        lambda it: copy.deepcopy([it])[0],
+    ],
+)
+def test_a_deep_copy_shares_what_stays_the_caller_s(
+    client: Any,
+    async_client: Any,
+    documents: list[Document],
+    duplicate: Callable[[SIEReranker], SIEReranker],
+) -> None:
+    """The hook, whatever it is a method of, and clients, whatever they hold."""
+    client.lock, async_client.lock = threading.Lock(), threading.Lock()
+    sink = Sink()
+    twin = duplicate(
+        SIEReranker(
+            client=client,
+            async_client=async_client,
+            fallback=[Backend(client=client)],
+            on_rerank=sink.tell,
+        )
+    )
+    twin.compress_documents(documents, QUERY)
+    assert len(sink.events) == 1
+    assert client.queries == [QUERY]
+    assert twin.client is client
+
+
 def test_lifecycle_calls_may_be_repeated(reranker: SIEReranker, documents: list[Document]) -> None:
     """close() twice is fine, and a call after it works."""
     reranker.warm_up()
@@ -515,7 +585,7 @@ async def test_each_call_is_a_run_below_the_callers(
             "scores": [3.0, 2.0],
             "usage": {"input_tokens": 7},
             "status": "complete",
-            "served_by": "local",
+            "served_by": "OverlapClient",
         }
 
 
@@ -603,6 +673,97 @@ async def test_a_wrong_config_fails_its_own_call(
     assert ranked[1] == runnable.invoke(inputs)
     with pytest.raises(InvalidRequestError, match="must be a mapping"):
         await runnable.ainvoke(inputs, {"configurable": {"rerank": 3}})
+
+
+@pytest.mark.parametrize(
+    ("changed", "overrides", "complaint"),
+    [
+        ({}, {"max_latency_ms": -1}, "max_latency_ms must be a positive number"),
+        ({}, {"score_threshold": float("nan")}, "score_threshold must be a finite number"),
+        ({}, {"instruction": 3}, "instruction must be a string"),
+        ({}, {"top_n": 0}, "top_n must be at least 1, but got 0"),
+        ({"documents": None}, {}, "but got documents=None"),
+        ({"documents": "text"}, {}, "but got documents='text'"),
+        ({"documents": ["text", 3]}, {}, "but got documents with int, str among them"),
+    ],
+)
+async def test_a_wrong_value_fails_its_own_input(
+    reranker: SIEReranker,
+    documents: list[Document],
+    changed: dict[str, Any],
+    overrides: dict[str, Any],
+    complaint: str,
+) -> None:
+    """The rest of a batch is ranked."""
+    runnable = reranker.as_runnable()
+    inputs: Any = {"query": QUERY, "documents": documents}
+    wrong: Any = inputs | changed
+    configs: list[Any] = [{}, {"configurable": {"rerank": overrides}}]
+    expected = runnable.invoke(inputs)
+    for ranked in (
+        runnable.batch([inputs, wrong], configs, return_exceptions=True),
+        await runnable.abatch([inputs, wrong], configs, return_exceptions=True),
+    ):
+        assert ranked[0] == expected
+        assert isinstance(ranked[1], InvalidRequestError)
+        assert complaint in str(ranked[1])
+    with pytest.raises(InvalidRequestError):
+        runnable.batch([inputs, wrong], configs)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_deadline_counts_from_the_start_of_the_batch(
+    documents: list[Document], monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    """Inputs with other overrides have what those before them left; at last nobody is asked."""
+    seconds = 0.0
+    bounds: list[float] = []
+
+    class Slow:
+        """Take 40 seconds for a call."""
+
+        def score(
+            self, model: str, _: Any, items: Sequence[Any], *, timeout_seconds: float
+        ) -> dict[str, Any]:
+            nonlocal seconds
+            seconds += 40
+            bounds.append(timeout_seconds)
+            return {"model": model, "scores": [{"item_id": it["id"], "score": 1} for it in items]}
+
+    monkeypatch.setattr("sie_langchain.runnable.monotonic", lambda: seconds)
+    runnable = SIEReranker(client=Slow(), max_latency_ms=60_000).as_runnable()
+    inputs: Any = {"query": QUERY, "documents": documents[:1]}
+    configs: list[Any] = [{"configurable": {"rerank": {"top_n": n}}} for n in (1, 2, 3)]
+    ranked = (
+        await runnable.abatch([inputs] * 3, configs)
+        if is_async
+        else runnable.batch([inputs] * 3, configs)
+    )
+    assert len(bounds) == 2
+    assert 50 < bounds[0] < 60
+    assert 10 < bounds[1] < 20
+    statuses = [found[0].metadata.get("rerank_status") for found in ranked]
+    assert statuses == [None, None, "partial"]
+
+
+def test_a_deadline_that_was_assigned_wrongly_is_refused_in_a_batch(
+    reranker: SIEReranker, documents: list[Document]
+) -> None:
+    """It is no deadline of which nothing is left."""
+    inputs: Any = {"query": QUERY, "documents": documents}
+    reranker.max_latency_ms = -1
+    with pytest.raises(InvalidRequestError, match="max_latency_ms must be a positive number"):
+        reranker.as_runnable().batch([inputs])
+
+
+def test_a_runnable_describes_itself(reranker: SIEReranker) -> None:
+    """Its graph and schemas can be had, on every version of Python."""
+    runnable = reranker.as_runnable()
+    assert len(runnable.get_graph().nodes) == 3
+    taken = runnable.get_input_schema().model_json_schema()
+    assert {"query", "documents"} <= set(str(taken).replace("'", " ").split())
+    configured = runnable.config_schema().model_json_schema()
+    assert "max_latency_ms" in str(configured)
 
 
 @pytest.mark.parametrize("inputs", [{"query": QUERY}, [QUERY]])

@@ -239,6 +239,14 @@ def test_a_changed_copy_has_its_own_embedder(encoder: Any) -> None:
     assert encoder.models == ["other", DEFAULT_EMBEDDING_MODEL]
 
 
+def test_a_copy_is_changed_by_either_name_of_the_model(encoder: Any) -> None:
+    """`model` is `model_name`, as in the constructor."""
+    original = SIEEmbedding(client=encoder)
+    assert original.model_copy(update={"model": "other"}).model_name == "other"
+    with pytest.raises(InvalidRequestError, match="model_name='a' and model='b' contradict"):
+        original.model_copy(update={"model_name": "a", "model": "b"})
+
+
 async def test_a_key_is_sent_but_shown_nowhere(guard: Any) -> None:
     """A copy keeps it, a pickle does not, and the error of a refusal does not repeat it."""
     embedding = SIEEmbedding(guard.address, "m", api_key=KEY)

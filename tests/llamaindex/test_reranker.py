@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
+from sie_core import Item, LocalClient
 from sie_core.errors import AuthenticationError, InferenceError, InvalidRequestError
 from sie_core.fallback import Backend
 from sie_llamaindex import SIENodePostprocessor, SIEQueryBundle
@@ -254,6 +256,23 @@ def test_the_text_scored_has_the_metadata_asked_for(
     reranker.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
     assert client.texts == [[text]]
     assert SIENodePostprocessor().metadata_mode is MetadataMode.EMBED
+
+
+@pytest.mark.parametrize("blanks", ["", "\n", " \n "])
+def test_the_best_passage_is_a_place_in_the_content(tiny_bert: Path, blanks: str) -> None:
+    """Behind the metadata, though LlamaIndex strips what it puts together."""
+    content = blanks + " ".join(f"river {i}" for i in range(200)) + blanks
+    node = TextNode(text=content, metadata={"title": "berlin"})
+    text = node.get_content(metadata_mode=MetadataMode.EMBED)
+    options = {"long_documents": "max_passage"}
+    reply = LocalClient().score(
+        str(tiny_bert), Item(text=QUERY), [Item(id="0", text=text)], options=options
+    )
+    begin, end = reply["scores"][0]["span"]
+    reranker = SIENodePostprocessor(model=str(tiny_bert), long_documents="max_passage")
+    [ranked] = reranker.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    place = ranked.node.metadata["best_passage"]
+    assert content[slice(*place)] == text[begin:end].removeprefix("title: berlin\n\n")
 
 
 async def test_top_n_and_threshold_cut(
@@ -688,6 +707,75 @@ def test_a_changed_copy_has_its_own_backend(client: Any, nodes: list[NodeWithSco
     assert client.arguments == [{"options": {"profile": "fast"}}, {}]
     with pytest.raises(ValueError, match="frozen"):
         original.model = "other"
+
+
+def test_a_copy_is_changed_by_the_constructor_s_names() -> None:
+    """Aliases and a key as a plain string are taken; the key is shown no more than the other."""
+    original = SIENodePostprocessor(NOWHERE)
+    changed = original.model_copy(update={"top_n": 2, "timeout_s": 5, "api_key": KEY})
+    assert (changed.top_n, changed.timeout_seconds) == (2, 5)
+    assert changed._reranker.timeout_seconds == 5
+    assert changed._reranker._remote_arguments["api_key"] == KEY
+    assert KEY not in repr(changed) + repr(vars(changed)) + changed.to_json()
+    assert (original.top_n, original.timeout_seconds, original.api_key) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"top_k": 2}, "SIENodePostprocessor has no field 'top_k'"),
+        ({"timeout_s": 1, "timeout_seconds": 2}, "timeout_seconds=2 and timeout_s=1 contradict"),
+        ({"timeout_s": -1}, "timeout_seconds must be a positive number"),
+    ],
+)
+def test_a_wrong_change_of_a_copy_is_refused(update: dict[str, Any], message: str) -> None:
+    """As the constructor refuses it."""
+    with pytest.raises(InvalidRequestError, match=message):
+        SIENodePostprocessor().model_copy(update=update)
+
+
+class Sink:
+    """Take events, under a lock that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.events: list[Any] = []
+
+    def tell(self, event: Any) -> None:
+        with self.lock:
+            self.events.append(event)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        copy.deepcopy,
+        lambda it: it.model_copy(deep=True),
+        lambda it: it.model_copy(deep=True, update={"top_n": 9}),
+        lambda it: copy.deepcopy([it])[0],
+    ],
+)
+def test_a_deep_copy_shares_what_stays_the_caller_s(
+    client: Any,
+    async_client: Any,
+    nodes: list[NodeWithScore],
+    duplicate: Callable[[SIENodePostprocessor], SIENodePostprocessor],
+) -> None:
+    """The hook, whatever it is a method of, and clients, whatever they hold."""
+    client.lock, async_client.lock = threading.Lock(), threading.Lock()
+    sink = Sink()
+    twin = duplicate(
+        SIENodePostprocessor(
+            client=client,
+            async_client=async_client,
+            fallback=[Backend(client=client)],
+            on_rerank=sink.tell,
+        )
+    )
+    twin.postprocess_nodes(nodes, query_str=QUERY)
+    assert len(sink.events) == 1
+    assert client.queries == [QUERY]
+    assert twin.client is client
 
 
 async def test_lifecycle_calls_may_be_repeated(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -20,6 +21,7 @@ from pydantic import (
 
 from sie_core.cascade import to_stages
 from sie_core.client_holder import ClientHolder
+from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.long_documents import Handling
 from sie_core.reranker import Fallback, Reranker
@@ -30,6 +32,9 @@ from sie_core.types import Mode, RerankSpace
 
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
+
+_SHARED = ("client", "async_client", "fallback", "on_rerank")
+"""Fields that stay the caller's: copies have the same object, which may hold locks."""
 
 
 class SIEBackend(BaseModel):
@@ -43,6 +48,9 @@ class SIEBackend(BaseModel):
         pydantic.ValidationError: (a ValueError) An argument is unknown or wrong. It never shows
             the values, for one of them may be a secret.
     """
+
+    _aliases: ClassVar[Mapping[str, str]] = {"timeout_s": "timeout_seconds"}
+    """Other names that the constructor and `model_copy` take for fields."""
 
     model_config = ConfigDict(
         arbitrary_types_allowed=True,
@@ -95,8 +103,8 @@ class SIEBackend(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _accept_timeout_s(cls, values: Any) -> Any:
-        return rename(values, "timeout_s", "timeout_seconds")
+    def _accept_aliases(cls, values: Any) -> Any:
+        return _renamed(values, cls._aliases) if isinstance(values, dict) else values
 
     def model_post_init(self, context: Any, /) -> None:
         """Make the holder, which checks the fields."""
@@ -104,11 +112,31 @@ class SIEBackend(BaseModel):
         self._holder = self._make_holder()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy, with the fields in `update` changed."""
-        copied = super().model_copy(update=update, deep=deep)
-        if update:
+        """Copy, with the fields in `update` changed: those of the constructor, by its names.
+
+        Raises:
+            InvalidRequestError: A name is unknown, or a value is wrong.
+        """
+        changes = _renamed(update or {}, self._aliases)
+        unknown = sorted(changes.keys() - type(self).model_fields)
+        if unknown:
+            msg = f"{type(self).__name__} has no field {unknown[0]!r} to change in a copy"
+            raise InvalidRequestError(msg)
+        for name in changes.keys() & _SECRETS:
+            if isinstance(changes[name], str):
+                changes[name] = SecretStr(changes[name])
+        source = copy.deepcopy(self) if deep else self
+        copied = super(SIEBackend, source).model_copy(update=changes)
+        if changes:
             copied.model_post_init(None)
         return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy deeply; clients and the hook are shared, as they stay the caller's."""
+        memo = {} if memo is None else memo
+        shared = [getattr(self, name, None) for name in _SHARED]
+        memo.update((id(given), given) for given in shared)
+        return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leave secrets out of a pickle; copies are made without this method, and keep them."""
@@ -229,6 +257,11 @@ class SIEScoring(SIEBackend):
         is_named = isinstance(fallback, Sequence) and all(isinstance(it, str) for it in fallback)
         return list(fallback) if is_named else None
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Check what goes with each call, and make the reranker."""
+        check_timeout_seconds(self.max_latency_ms, name="max_latency_ms")
+        super().model_post_init(context)
+
     @property
     def _reranker(self) -> Reranker:
         return cast("Reranker", self._holder)
@@ -255,15 +288,18 @@ def _revealed(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def rename(values: Any, alias: str, name: str) -> Any:
-    """Replace the constructor argument `alias` by `name`; both at once must agree."""
-    if not isinstance(values, dict) or alias not in values:
-        return values
-    value = values[alias]
-    if values.get(name) not in (None, value):
-        msg = (
-            f"{name}={values[name]!r} and {alias}={value!r} contradict each other: "
-            f"they are two names for one setting, so give {name} only"
-        )
-        raise InvalidRequestError(msg)
-    return {key: values[key] for key in values if key != alias} | {name: value}
+def _renamed(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Copy, with each alias replaced by the field's name; where both are given they must agree."""
+    renamed = dict(values)
+    for alias, name in aliases.items():
+        if alias not in renamed:
+            continue
+        value = renamed.pop(alias)
+        if renamed.get(name) not in (None, value):
+            msg = (
+                f"{name}={renamed[name]!r} and {alias}={value!r} contradict each other: "
+                f"they are two names for one setting, so give {name} only"
+            )
+            raise InvalidRequestError(msg)
+        renamed[name] = value
+    return renamed

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic refuses that of `typing` below Python 3.12
 
 from sie_core.errors import InvalidRequestError
 from sie_core.ranking import check_top_k
+from sie_core.rerank_plan import CallSettings
 
 
 class RerankOverrides(TypedDict, total=False):
@@ -22,7 +25,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is given, by the core's names.
 
     Raises:
-        InvalidRequestError: A name is unknown, or `top_n` is wrong.
+        InvalidRequestError: A name is unknown, or a value is wrong.
     """
     known = RerankOverrides.__annotations__
     unknown = sorted(set(overrides) - set(known))
@@ -33,4 +36,5 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in overrides.items() if value is not None}
     if "top_n" in given:
         given["top_k"] = given.pop("top_n")
+    CallSettings(**given)  # checks them
     return given

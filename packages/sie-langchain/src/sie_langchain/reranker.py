@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable
-from pydantic import model_validator
 
-from sie_core.deadline import check_timeout_seconds
 from sie_core.document_text import DocumentText
 from sie_core.fusion import check_retrieval_weight
 from sie_core.ranking import (
@@ -21,7 +19,7 @@ from sie_core.ranking import (
     check_score_threshold,
     check_top_k,
 )
-from sie_langchain.backend import SIEScoring, rename
+from sie_langchain.backend import SIEScoring
 from sie_langchain.overrides import RerankOverrides, check_overrides
 from sie_langchain.runnable import RerankInput, RerankRunnable
 
@@ -50,6 +48,8 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
     best passage is: `[start, end]` in the characters of `page_content`.
     """
 
+    _aliases: ClassVar[Mapping[str, str]] = {"timeout_s": "timeout_seconds", "top_k": "top_n"}
+
     top_n: int | None = None
     """Keep at most this many documents; None keeps all. `top_k` is accepted too."""
     score_threshold: float | None = None
@@ -77,17 +77,11 @@ class SIEReranker(SIEScoring, BaseDocumentCompressor):
     drop_duplicates: bool = False
     """Leave out documents whose text, as it is ranked, one before them has."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_top_k(cls, values: Any) -> Any:
-        return rename(values, "top_k", "top_n")
-
     def model_post_init(self, context: Any, /) -> None:
         """Check the fields and make the reranker."""
         check_top_k(self.top_n, name="top_n")
         check_score_threshold(self.score_threshold)
         check_retrieval_weight(self.fuse_retrieval_score)
-        check_timeout_seconds(self.max_latency_ms, name="max_latency_ms")
         self._document_text  # noqa: B018  it checks the fields
         super().model_post_init(context)
 

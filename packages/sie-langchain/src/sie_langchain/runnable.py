@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.documents import Document
 from langchain_core.runnables import ConfigurableFieldSpec, RunnableConfig, RunnableLambda
+from typing_extensions import TypedDict  # pydantic refuses that of `typing` below Python 3.12
 
+from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_langchain.overrides import RerankOverrides, check_overrides
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 CONFIG_KEY = "rerank"
 """Where a config's `configurable` has what a call says otherwise than the component."""
+
+_NO_TIME_MS = 1e-3
+"""The deadline of inputs that are ranked when theirs has passed: they come back unscored."""
 
 
 class RerankInput(TypedDict):
@@ -32,7 +38,8 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
     `batch` and `abatch` rank all queries at once, which then share batches of the model. Each is a
     run of its own; `max_concurrency` has no meaning here. A call's config may say otherwise than
     the component: `config={"configurable": {"rerank": {"top_n": 3, "max_latency_ms": 200}}}`, see
-    `RerankOverrides`.
+    `RerankOverrides`. Inputs with different ones are ranked one group after the other, and all
+    deadlines count from the start of the batch.
 
     Args:
         reranker: Whose settings hold, also those assigned later.
@@ -82,6 +89,7 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
                 first is raised when all are done.
             kwargs: None are known.
         """
+        begun_at = monotonic()
 
         def rank_all(
             inputs: list[RerankInput],
@@ -91,7 +99,8 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
             asked = list(map(_asked, inputs, config))
             answers: list[Any] = list(asked)
             for overrides, pairs in _alike(asked):
-                ranked = self._reranker.compress_many(list(pairs.values()), **overrides)
+                left = self._with_time_left(overrides, begun_at)
+                ranked = self._reranker.compress_many(list(pairs.values()), **left)
                 for place, documents in zip(pairs, ranked, strict=True):
                     answers[place] = documents
             return answers
@@ -109,6 +118,7 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """Do what `batch` does, without blocking the event loop."""
+        begun_at = monotonic()
 
         async def rank_all(
             inputs: list[RerankInput],
@@ -118,7 +128,8 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
             asked = list(map(_asked, inputs, config))
             answers: list[Any] = list(asked)
             for overrides, pairs in _alike(asked):
-                ranked = await self._reranker.acompress_many(list(pairs.values()), **overrides)
+                left = self._with_time_left(overrides, begun_at)
+                ranked = await self._reranker.acompress_many(list(pairs.values()), **left)
                 for place, documents in zip(pairs, ranked, strict=True):
                     answers[place] = documents
             return answers
@@ -126,6 +137,15 @@ class RerankRunnable(RunnableLambda[RerankInput, list[Document]]):
         return await self._abatch_with_config(
             rank_all, inputs, config, return_exceptions=return_exceptions, **kwargs
         )
+
+    def _with_time_left(self, overrides: RerankOverrides, begun_at: float) -> RerankOverrides:
+        """Count a deadline from when the batch began: groups before this one took of it."""
+        latency_ms = overrides.get("max_latency_ms") or self._reranker.max_latency_ms
+        if latency_ms is None:
+            return overrides
+        check_timeout_seconds(latency_ms, name="max_latency_ms")  # it may have been assigned
+        passed_ms = 1000 * (monotonic() - begun_at)
+        return {**overrides, "max_latency_ms": max(latency_ms - passed_ms, _NO_TIME_MS)}
 
 
 _Pair = tuple[str, Sequence[Document]]
@@ -171,9 +191,26 @@ def _overrides(config: RunnableConfig) -> RerankOverrides:
 
 
 def _unpack(inputs: Any) -> _Pair:
+    """Take an input apart.
+
+    Raises:
+        InvalidRequestError: It has another shape.
+    """
     try:
-        return inputs["query"], inputs["documents"]
+        query, documents = inputs["query"], inputs["documents"]
     except (KeyError, TypeError) as exc:
         got = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
-        msg = f'the input must be {{"query": str, "documents": [Document, ...]}}, but got {got}'
-        raise InvalidRequestError(msg) from exc
+        raise _wrong_input(got) from exc
+    if isinstance(documents, str) or not isinstance(documents, Sequence):
+        got = f"documents={documents!r:.80}"
+        raise _wrong_input(got)
+    others = {type(it).__name__ for it in documents if not isinstance(it, Document)}
+    if others:
+        got = f"documents with {', '.join(sorted(others))} among them"
+        raise _wrong_input(got)
+    return query, documents
+
+
+def _wrong_input(got: object) -> InvalidRequestError:
+    msg = f'the input must be {{"query": str, "documents": [Document, ...]}}, but got {got}'
+    return InvalidRequestError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,15 @@ _T = TypeVar("_T")
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
 
+_SHARED = ("client", "async_client", "fallback", "on_rerank")
+"""Fields that stay the caller's: copies have the same object, which may hold locks."""
+
 
 class SIEBackend(BaseComponent):
     """Hold what calls the model, made from the fields, which cannot be assigned afterwards."""
+
+    _aliases: ClassVar[Mapping[str, str]] = {"timeout_s": "timeout_seconds"}
+    """Other names that the constructor and `model_copy` take for fields."""
 
     _unlosable: ClassVar[tuple[str, ...]] = ("client", "async_client")
     """Fields without which an unpickled component would quietly ask someone else."""
@@ -49,11 +56,34 @@ class SIEBackend(BaseComponent):
     _holder: ClientHolder = PrivateAttr()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy, with the fields in `update` changed."""
-        copied = super().model_copy(update=update, deep=deep)
-        if update:
+        """Copy, with the fields in `update` changed: those of the constructor, by its names.
+
+        Raises:
+            InvalidRequestError: A name is unknown, or a value is wrong.
+        """
+        changes = dict(update or {})
+        for alias in changes.keys() & self._aliases:
+            name, other = self._aliases[alias], changes.pop(alias)
+            changes[name] = one_of(name, changes.get(name), alias, other)
+        unknown = sorted(changes.keys() - type(self).model_fields)
+        if unknown:
+            msg = f"{type(self).__name__} has no field {unknown[0]!r} to change in a copy"
+            raise InvalidRequestError(msg)
+        for name in changes.keys() & _SECRETS:
+            if isinstance(changes[name], str):
+                changes[name] = SecretStr(changes[name])
+        source = copy.deepcopy(self) if deep else self
+        copied = super(SIEBackend, source).model_copy(update=changes)
+        if changes:
             copied._holder = copied._make_holder()  # noqa: SLF001 - it is our own
         return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy deeply; clients and the hook are shared, as they stay the caller's."""
+        memo = {} if memo is None else memo
+        shared = [getattr(self, name, None) for name in _SHARED]
+        memo.update((id(given), given) for given in shared)
+        return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave secrets out of a pickle; copies are made without this method, and keep them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, SecretStr
@@ -65,6 +65,8 @@ class SIEEmbedding(SIEBackend, BaseEmbedding):
     Raises:
         InvalidRequestError: (a ValueError) An argument is wrong, or two contradict each other.
     """
+
+    _aliases: ClassVar[Mapping[str, str]] = {"timeout_s": "timeout_seconds", "model": "model_name"}
 
     model_name: str = Field(frozen=True, description="Model name or folder.")
     instruction: str | None = Field(frozen=True, description="Instruction, sent with queries.")

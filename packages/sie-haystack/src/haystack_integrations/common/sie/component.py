@@ -34,6 +34,9 @@ HUB_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
 _NOT_SERIALISED = {"client", "async_client", "timeout_s", "on_rerank"}
 """Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
 
+_SHARED = ("client", "async_client", "fallback", "on_rerank")
+"""Arguments that stay the caller's: copies have the same object, which may hold locks."""
+
 
 class SIEComponent:
     """Hold what calls the model; the constructor's arguments stay as attributes.
@@ -188,6 +191,9 @@ class SIEComponent:
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy deeply; clients and the hook are shared, as they stay the caller's."""
+        shared = [getattr(self, name, None) for name in _SHARED]
+        memo.update((id(given), given) for given in shared)
         twin = memo[id(self)] = object.__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin

@@ -14,7 +14,6 @@ from haystack_integrations.common.sie.component import API_KEY, HUB_TOKEN, SIECo
 from sie_core.cascade import Stage, to_stages
 from sie_core.document_text import DocumentText
 from sie_core.errors import InvalidRequestError
-from sie_core.fusion import check_retrieval_weight
 from sie_core.long_documents import Handling
 from sie_core.ranking import (
     BEST_PASSAGE_KEY,
@@ -22,10 +21,8 @@ from sie_core.ranking import (
     STAGE_SCORES_KEY,
     STALE_KEYS,
     check_score_space,
-    check_score_threshold,
-    check_top_k,
 )
-from sie_core.rerank_plan import CallOverrides
+from sie_core.rerank_plan import CallSettings
 from sie_core.rerank_watch import OnRerank
 from sie_core.reranker import Fallback, Reranker
 from sie_core.score_cache import ScoreCache
@@ -180,10 +177,7 @@ class SIERanker(SIEComponent):
         async_client: AsyncScoringClient | None = None,
         on_rerank: OnRerank | None = None,
     ) -> None:
-        check_top_k(top_k)
-        check_score_threshold(score_threshold)
         check_score_space(score_space, spaces=RerankSpace)
-        check_retrieval_weight(fuse_retrieval_score)
         self._take_backend(
             base_url=base_url,
             model=model,
@@ -235,6 +229,7 @@ class SIERanker(SIEComponent):
         self.score_threshold = score_threshold
         self.instruction = instruction
         self._document_text  # noqa: B018  it checks the arguments
+        CallSettings(**self._call_settings())  # so does it
         self._holder = self._make_holder()
 
     _constructor = __init__
@@ -363,22 +358,31 @@ class SIERanker(SIEComponent):
 
     def _call_settings(
         self,
-        top_k: int | None,
-        scale_score: bool | None,
-        score_threshold: float | None,
-        instruction: str | None,
-        max_latency_ms: float | None,
-    ) -> CallOverrides:
+        top_k: int | None = None,
+        scale_score: bool | None = None,
+        score_threshold: float | None = None,
+        instruction: str | None = None,
+        max_latency_ms: float | None = None,
+    ) -> dict[str, Any]:
+        """What may be assigned between runs, or given with one, and so goes with every call."""
         scale = self.scale_score if scale_score is None else scale_score
-        return {
-            "top_k": self.top_k if top_k is None else top_k,
-            "score_threshold": (
-                self.score_threshold if score_threshold is None else score_threshold
-            ),
+        settings = {
+            "top_k": self.top_k,
+            "score_threshold": self.score_threshold,
             "score_space": self.score_space if scale is None else _SCORE_SPACES[scale],
+            "instruction": self.instruction,
+            "fuse_retrieval_score": self.fuse_retrieval_score,
+            "max_latency_ms": self.max_latency_ms,
+            "long_documents": self.long_documents,
+            "drop_duplicates": self.drop_duplicates,
+        }
+        given = {
+            "top_k": top_k,
+            "score_threshold": score_threshold,
             "instruction": instruction,
             "max_latency_ms": max_latency_ms,
         }
+        return settings | {name: value for name, value in given.items() if value is not None}
 
     def _pairs(
         self, queries: list[str], candidates: list[list[Document]]
@@ -433,19 +437,14 @@ class SIERanker(SIEComponent):
             self.model,
             fallback=self.fallback,
             hedge_after_ms=self.hedge_after_ms,
-            instruction=self.instruction,
             calibration=self.calibration,
-            fuse_retrieval_score=self.fuse_retrieval_score,
             lora=self.lora,
-            long_documents=self.long_documents,
             passage_length=self.passage_length,
             passage_overlap=self.passage_overlap,
             max_passages=self.max_passages,
-            max_latency_ms=self.max_latency_ms,
             score_cache=self.score_cache,
             cascade=self.cascade,
             stop_when_stable=self.stop_when_stable,
-            drop_duplicates=self.drop_duplicates,
             on_rerank=self.on_rerank,
             **self._backend_settings,
         )

@@ -42,7 +42,7 @@ _NEARLY_ALL: Final = 0.99
 """While this part of a call's timeout is left, the client's own, which is as long, holds: a backend
 that lets it pass is unwell, while one that had less of it need not be."""
 
-_LEAST_SECONDS: Final = 1e-3
+_LEAST_SECONDS: Final = 1e-6
 """Given to a client where nothing is left: it says in its own way that this is not enough."""
 
 

@@ -17,11 +17,13 @@ import threading
 import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from sie_core.errors import InvalidRequestError, MissingDependencyError
+from sie_core.errors import InvalidRequestError, MissingDependencyError, SIEError
 from sie_core.types import Item, ScoreSpace
 
 if TYPE_CHECKING:
@@ -38,7 +40,10 @@ DEFAULT_MAX_BYTES: Final = 64 * 2**20
 DEFAULT_MAX_DISK_BYTES: Final = 2**30
 
 _MAX_WAIT_SECONDS: Final = 0.5
-"""How long a call waits for others that write to the same folder."""
+"""How long scores wait for others that write to the same folder; no call does."""
+
+_MAX_WAITING: Final = 4096
+"""Scores that may wait to be written; what comes while so many do is kept in memory only."""
 
 _ENTRY_BYTES: Final = 420
 """What one score takes in memory, with its key and its places in three tables, at the moment when
@@ -66,7 +71,7 @@ class ScoreCacheStats:
         num_entries: Scores in memory now.
         num_bytes: What they take.
         max_bytes: The bound.
-        num_disk_entries: Scores on disk; 0 without a folder.
+        num_disk_entries: Scores on disk by now; 0 without a folder that can be read.
     """
 
     num_hits: int
@@ -86,7 +91,8 @@ class ScoreCache:
     """Keep scores, those used last in place of those not used for the longest time.
 
     A copy is the same cache. A pickle carries the settings and no scores; a forked child begins
-    with none.
+    with none in memory. No call waits for others that write to the folder: a thread of the cache's
+    own writes, soon after the call, and at the latest when the program ends.
 
     Args:
         max_bytes: Bound on what is kept in memory.
@@ -134,32 +140,45 @@ class ScoreCache:
     def get_many(self, keys: Sequence[bytes]) -> list[CachedScore | None]:
         """Return the score of each key, None where there is none."""
         with self._lock:
-            found = [self._memory.get(key) for key in keys]
-        missing = [i for i, value in enumerate(found) if value is None]
+            values = [self._memory.get(key) for key in keys]
+            num_clears = self._num_clears
+        missing = [i for i, value in enumerate(values) if value is None]
         if self._disk is not None and missing:
             read = self._disk.read(keys[i] for i in missing)
             for i, value in zip(missing, read, strict=True):
-                found[i] = value
-            self._keep({keys[i]: found[i] for i in missing})
-        num_hits = sum(value is not None for value in found)
+                values[i] = value
+            self._keep({keys[i]: values[i] for i in missing}, num_clears)
+        found = [None if value is None else CachedScore.read(value) for value in values]
+        num_hits = sum(score is not None for score in found)
         with self._lock:
             self._num_hits += num_hits
             self._num_misses += len(keys) - num_hits
-        return [None if value is None else CachedScore.read(value) for value in found]
+        return found
 
     def put_many(self, scores: Mapping[bytes, CachedScore]) -> None:
-        """Keep scores by their keys."""
-        values = {key: score.written() for key, score in scores.items()}
+        """Keep scores by their keys; those that cannot be written down are not kept.
+
+        Nobody waits for a disk: there they are a little later, or after `close`.
+        """
+        written = {key: score.written() for key, score in scores.items()}
+        values = {key: value for key, value in written.items() if value is not None}
         self._keep(values)
-        if self._disk is not None:
+        if self._disk is not None and values:
             self._disk.write(values)
 
     def clear(self) -> None:
-        """Forget all scores, on disk as well. The counts stay."""
-        with self._lock:
-            self._memory.clear()
-        if self._disk is not None:
-            self._disk.clear()
+        """Forget all scores, on disk as well, and those on their way there. The counts stay.
+
+        Raises:
+            SIEError: Those on disk could not be removed, or not all.
+        """
+        try:
+            if self._disk is not None:
+                self._disk.clear()
+        finally:
+            with self._lock:
+                self._memory.clear()
+                self._num_clears += 1
 
     def stats(self) -> ScoreCacheStats:
         """Count what it holds, and its hits and misses so far."""
@@ -175,7 +194,11 @@ class ScoreCache:
             )
 
     def close(self) -> None:
-        """Close the files of this thread; those of others are closed with them."""
+        """Wait until all is on disk, and close the files of this thread and of the one that writes.
+
+        Those that other threads read are closed with these threads. A closed cache can be used: it
+        opens its files anew.
+        """
         if self._disk is not None:
             self._disk.close()
 
@@ -197,21 +220,34 @@ class ScoreCache:
         return f"ScoreCache({self.max_bytes}{on_disk})"
 
     def _open(self) -> None:
+        self._begin()
+        self._disk = None if self.folder is None else _Disk(self.folder, self.max_disk_bytes)
+        _caches.add(self)
+
+    def _begin(self) -> None:
+        """Begin with nothing in memory."""
         try:
             import cachetools
         except ImportError as exc:
             msg = "score_cache needs cachetools: pip install 'sie-core[cache]'"
             raise MissingDependencyError(msg) from exc
         self._lock = threading.Lock()
-        _caches.add(self)
         self._memory: cachetools.LRUCache[bytes, bytes] = cachetools.LRUCache(
             self.max_bytes, getsizeof=_num_bytes
         )
-        self._num_hits = self._num_misses = 0
-        self._disk = None if self.folder is None else _Disk(self.folder, self.max_disk_bytes)
+        self._num_hits = self._num_misses = self._num_clears = 0
 
-    def _keep(self, values: Mapping[bytes, bytes | None]) -> None:
+    def _begin_in_child(self) -> None:
+        """Begin anew after a fork: a thread that is not there may have been amid a change."""
+        self._begin()
+        if self._disk is not None:
+            self._disk.begin()
+
+    def _keep(self, values: Mapping[bytes, bytes | None], num_clears: int | None = None) -> None:
+        """Keep values in memory, unless it was cleared since they were read."""
         with self._lock:
+            if num_clears not in (None, self._num_clears):
+                return
             for key, value in values.items():
                 if value is not None and _num_bytes(value) <= self.max_bytes:
                     self._memory[key] = value
@@ -219,15 +255,23 @@ class ScoreCache:
 
 _caches: weakref.WeakSet[ScoreCache] = weakref.WeakSet()
 
+_writing = threading.Lock()
+"""Held by whoever writes to a folder: a process that forks amid that would leave SQLite's own locks
+locked in its child for ever."""
 
-def _reopen_after_fork() -> None:
-    """Begin anew in a forked child: a thread that is not there may have been amid a change."""
+
+def _begin_in_child() -> None:
+    _writing.release()
     for cache in list(_caches):
-        cache._open()  # noqa: SLF001  it is of this module
+        cache._begin_in_child()  # noqa: SLF001  it is of this module
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reopen_after_fork)
+    os.register_at_fork(
+        before=_writing.acquire,
+        after_in_parent=_writing.release,
+        after_in_child=_begin_in_child,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,17 +294,25 @@ class CachedScore:
         more = {key: value for key, value in entry.items() if key not in _FOUND_ANEW}
         return cls(entry["score"], space, more)
 
-    def written(self) -> bytes:
-        """Return it as bytes."""
+    def written(self) -> bytes | None:
+        """Return it as bytes; None where a given client said something that has no such form."""
+        if self.space not in _SPACES:
+            return None
         head = _HEAD.pack(self.score, _SPACES.index(self.space))
-        return head + json.dumps(self.more).encode() if self.more else head
+        try:
+            return head + json.dumps(self.more).encode() if self.more else head
+        except (TypeError, ValueError):
+            return None
 
     @classmethod
-    def read(cls, value: bytes) -> CachedScore:
-        """Do the opposite of `written`."""
-        score, space = _HEAD.unpack_from(value)
-        more = json.loads(value[_HEAD.size :]) if len(value) > _HEAD.size else {}
-        return cls(score, _SPACES[space], more)
+    def read(cls, value: bytes) -> CachedScore | None:
+        """Do the opposite of `written`; None where it is of a version that writes otherwise."""
+        try:
+            score, space = _HEAD.unpack_from(value)
+            more = json.loads(value[_HEAD.size :]) if len(value) > _HEAD.size else {}
+            return cls(score, _SPACES[space], more)
+        except (struct.error, IndexError, ValueError):
+            return None
 
 
 def score_keys(
@@ -298,7 +350,8 @@ def source_of(client: Any, model: str, lora: str | None) -> str | None:
     """Say whose scores a client would give now; None where that cannot be told before it is asked.
 
     For a model in this process these are the weights that its name means now; for a server its
-    address, since no client can see what weights it has.
+    address, since no client can see what weights it has, and what our clients ask it for of their
+    own accord.
     """
     ask = getattr(client, "source_of", None)
     if ask is not None:
@@ -335,7 +388,8 @@ def _name_of_object(client: Any) -> str | None:
 class _Disk:
     """Scores in files: the keys and values are plain bytes, and pickles are refused.
 
-    A folder that cannot be read or written, or not soon, costs the scores in it and no call.
+    A folder that cannot be read or written, or not soon, costs the scores in it and no call:
+    reading waits for nobody who writes, and a thread writes, which begins at the first write.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -352,6 +406,14 @@ class _Disk:
             size_limit=max_bytes,
             eviction_policy="least-recently-stored",  # reading writes nothing
         )
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with nothing to write, also in a forked child; diskcache opens files anew there."""
+        self._lock = threading.Lock()
+        self._waiting: dict[bytes, bytes] = {}
+        self._writer: ThreadPoolExecutor | None = None
+        self._ending = threading.Lock()  # held by who waits for the writer
 
     def read(self, keys: Iterable[bytes]) -> list[bytes | None]:
         wanted = list(keys)
@@ -362,25 +424,77 @@ class _Disk:
             return [None] * len(wanted)
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
+        """Have values written, unless too many wait for that already."""
         try:
-            with self._cache.transact():
-                for key, value in values.items():
-                    self._cache.set(key, value)
-        except self._errors as exc:
+            with self._lock:
+                is_full = len(self._waiting) >= _MAX_WAITING
+                if not self._waiting:
+                    self._thread().submit(self._write_waiting)
+                if not is_full:
+                    self._waiting.update(values)
+        except RuntimeError as exc:  # the interpreter ends, or there are no more threads to be had
             self._warn("written", exc)
-
-    def _warn(self, what: str, error: Exception) -> None:
-        folder = self._cache.directory
-        _logger.warning("the scores in %s could not be %s: %r", folder, what, error)
+        else:
+            if is_full:
+                self._warn("written", f"{_MAX_WAITING} wait already")
 
     def clear(self) -> None:
-        self._cache.clear()
+        """Remove all values, and those that wait."""
+        try:
+            with self._ending:
+                with self._lock:
+                    cleared = self._thread().submit(self._remove_all)  # after all that waits
+                cleared.result()
+        except (*self._errors, RuntimeError) as exc:
+            msg = f"the scores in {self._cache.directory} could not be cleared: {exc!r}; try again"
+            raise SIEError(msg) from exc
 
     def close(self) -> None:
-        self._cache.close()
+        with self._ending:
+            with self._lock:
+                writer, self._writer = self._writer, None
+            if writer is not None:
+                with suppress(RuntimeError):  # the interpreter ends, and has ended the thread
+                    writer.submit(self._close_files)
+                writer.shutdown()
+            self._cache.close()
 
     def __len__(self) -> int:
-        return len(self._cache)
+        try:
+            return len(self._cache)
+        except self._errors as exc:
+            self._warn("counted", exc)
+            return 0
+
+    def _thread(self) -> ThreadPoolExecutor:
+        """Return the thread that writes; it ends with `close`, or when nobody has this object."""
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="sie-score-cache")
+        return self._writer
+
+    def _write_waiting(self) -> None:
+        """Write all that waits at once, so that others who hold the folder are waited for once."""
+        try:
+            with _writing:
+                with self._lock:
+                    values, self._waiting = self._waiting, {}
+                with self._cache.transact():
+                    for key, value in values.items():
+                        self._cache.set(key, value)
+        except Exception as exc:  # noqa: BLE001  no call is there to raise it
+            self._warn("written", exc)
+
+    def _remove_all(self) -> None:
+        with _writing:
+            self._cache.clear()
+
+    def _close_files(self) -> None:
+        with _writing:
+            self._cache.close()
+
+    def _warn(self, what: str, reason: object) -> None:
+        folder = self._cache.directory
+        _logger.warning("the scores in %s could not be %s: %r", folder, what, reason)
 
 
 def _plain_disk(diskcache: Any) -> type:

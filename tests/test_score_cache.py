@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
+import gc
 import os
 import pickle
 import shutil
 import signal
+import sqlite3
+import struct
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import diskcache
 import pytest
 
-from sie_core import LocalClient, Reranker
-from sie_core.errors import InvalidRequestError
+from sie_core import LocalClient, Reranker, score_cache
+from sie_core.errors import InvalidRequestError, SIEError
 from sie_core.score_cache import CachedScore, ScoreCache, score_keys
 from sie_core.types import Item
 
@@ -59,7 +68,9 @@ def test_what_does_not_fit_is_not_kept() -> None:
 def test_what_else_a_reply_says_of_an_item_is_kept() -> None:
     """Such as the passage that its score is of."""
     entry = {"item_id": "3", "score": 0.1 + 0.2, "rank": 7, "passage": {"start": 3, "end": 9}}
-    kept = CachedScore.read(CachedScore.of(entry, "probability").written())
+    written = CachedScore.of(entry, "probability").written()
+    assert written is not None
+    kept = CachedScore.read(written)
     assert kept == CachedScore(0.1 + 0.2, "probability", {"passage": {"start": 3, "end": 9}})
 
 
@@ -96,17 +107,208 @@ def test_scores_outlive_the_process_on_disk(tmp_path: Path) -> None:
     second.close()
 
 
+@contextlib.contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """Hold a folder as another process does that writes to it."""
+    with contextlib.closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def _read_anew(folder: Path, *keys: bytes) -> list[CachedScore | None]:
+    """Read as another process would."""
+    with contextlib.closing(ScoreCache(10**6, folder=folder)) as other:
+        return other.get_many(keys)
+
+
+def _writers() -> set[threading.Thread]:
+    return {it for it in threading.enumerate() if it.name.startswith("sie-score-cache")}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_no_call_waits_for_others_that_write_to_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any, is_async: bool
+) -> None:
+    """It ends while they do, and its scores are written once they let go of it."""
+    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 10)
+    cache = ScoreCache(10**6, folder=tmp_path)
+    reranker = Reranker("m", client=client, score_cache=cache)
+    with _written_to(tmp_path):  # a call that waited would give its scores up
+        if is_async:
+            asyncio.run(reranker.arerank("berlin", DOCUMENTS, max_latency_ms=5000))
+        else:
+            reranker.rerank("berlin", DOCUMENTS, max_latency_ms=5000)
+    cache.close()
+    assert cache.stats().num_disk_entries == len(DOCUMENTS)
+    cache.close()
+
+
 def test_a_folder_that_another_holds_costs_no_call(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Scores are kept in memory then, and it is said."""
+    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 0.01)
     cache = ScoreCache(10**6, folder=tmp_path)
-    with diskcache.Cache(str(tmp_path)) as other, other.transact():
+    with _written_to(tmp_path):
         cache.put_many({b"a": _score(1.0)})
+        cache.close()
     assert cache.get_many([b"a"]) == [_score(1.0)]
     assert cache.stats().num_disk_entries == 0
     assert "could not be written: Timeout" in caplog.text
     cache.close()
+
+
+def test_no_more_waits_than_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What comes on top of it is kept in memory only, and it is said."""
+    monkeypatch.setattr(score_cache, "_MAX_WAITING", 2)
+    cache = ScoreCache(10**6, folder=tmp_path)
+    with score_cache._writing:  # the thread cannot begin
+        cache.put_many({b"a": _score(1.0), b"b": _score(2.0)})
+        cache.put_many({b"c": _score(3.0)})
+    cache.close()
+    assert "could not be written: '2 wait already'" in caplog.text
+    assert cache.get_many([b"c"]) == [_score(3.0)]
+    assert _read_anew(tmp_path, b"a", b"b", b"c") == [_score(1.0), _score(2.0), None]
+    cache.close()
+
+
+def test_closing_ends_the_thread_and_the_files_and_a_write_opens_them_again(tmp_path: Path) -> None:
+    """Reading needs no thread. SQLite removes its log with the last connection."""
+    before = _writers()
+    cache = ScoreCache(10**6, folder=tmp_path)
+    assert cache.get_many([b"a"]) == [None]
+    assert _writers() == before
+    cache.put_many({b"a": _score(1.0)})
+    [writer] = _writers() - before
+    cache.close()
+    assert not writer.is_alive()
+    assert not (tmp_path / "cache.db-wal").exists()
+    cache.put_many({b"b": _score(2.0)})
+    cache.close()
+    assert _read_anew(tmp_path, b"a", b"b") == [_score(1.0), _score(2.0)]
+
+
+def test_a_cache_that_is_not_closed_leaves_no_thread_behind(tmp_path: Path) -> None:
+    """It ends with the cache, after what was still to be written."""
+    before = _writers()
+    cache = ScoreCache(10**6, folder=tmp_path)
+    cache.put_many({b"a": _score(1.0)})
+    [writer] = _writers() - before
+    del cache
+    gc.collect()
+    writer.join(20)
+    assert not writer.is_alive()
+    assert _read_anew(tmp_path, b"a") == [_score(1.0)]
+
+
+def test_a_program_that_ends_loses_no_score(tmp_path: Path) -> None:
+    """Though it closes nothing."""
+    code = (
+        "import sys; from sie_core.score_cache import CachedScore, ScoreCache; "
+        "cache = ScoreCache(10**6, folder=sys.argv[1]); "
+        "cache.put_many({b'a': CachedScore(1.0, 'raw', {})})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert _read_anew(tmp_path, b"a") == [_score(1.0)]
+
+
+def test_what_waits_to_be_written_is_cleared_as_well(tmp_path: Path) -> None:
+    """Nothing old appears after `clear`."""
+    cache = ScoreCache(10**6, folder=tmp_path)
+    with score_cache._writing:
+        cache.put_many({b"a": _score(1.0)})
+        clearing = threading.Thread(target=cache.clear)
+        clearing.start()
+    clearing.join()
+    assert cache.get_many([b"a"]) == [None]
+    cache.close()
+    assert _read_anew(tmp_path, b"a") == [None]
+
+
+def test_what_was_read_before_a_clear_is_not_kept_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread's `clear` comes between the disk and the memory."""
+    cache = ScoreCache(10**6, folder=tmp_path)
+    cache.put_many({b"a": _score(1.0)})
+    cache.close()
+    reading = ScoreCache(10**6, folder=tmp_path)
+    assert reading._disk is not None
+    get = reading._disk._cache.get
+
+    def get_before_clear(key: bytes) -> Any:
+        value = get(key)
+        reading.clear()
+        return value
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reading._disk._cache, "get", get_before_clear)
+        assert reading.get_many([b"a"]) == [_score(1.0)]
+    assert reading.get_many([b"a"]) == [None]
+    reading.close()
+
+
+def test_a_clear_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old scores would be found otherwise by somebody who thinks that they are gone."""
+    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 0.01)
+    cache = ScoreCache(10**6, folder=tmp_path)
+    with _written_to(tmp_path), pytest.raises(SIEError, match="could not be cleared: Timeout"):
+        cache.clear()
+    cache.clear()
+    cache.close()
+
+
+def test_a_folder_that_is_gone_holds_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`stats` counts no score there, and it is said."""
+    cache = ScoreCache(10**6, folder=tmp_path / "scores")
+    cache.close()
+    shutil.rmtree(tmp_path / "scores")
+    assert cache.stats().num_disk_entries == 0
+    assert "could not be counted: OperationalError" in caplog.text
+
+
+def test_a_value_of_a_later_version_is_a_miss(tmp_path: Path) -> None:
+    """Such as a score in a space that is not known here."""
+    with diskcache.Cache(str(tmp_path)) as later:
+        later.set(b"a", struct.pack("<dB", 1.0, 200))
+        later.set(b"b", b"short")
+    cache = ScoreCache(10**6, folder=tmp_path)
+    assert cache.get_many([b"a", b"b"]) == [None, None]
+    assert cache.stats().num_misses == 2
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        CachedScore(1.0, "logits", {}),  # type: ignore[arg-type]
+        CachedScore(1.0, "raw", {"why": object()}),
+    ],
+    ids=["space", "more"],
+)
+def test_what_cannot_be_written_down_is_not_kept(odd: CachedScore, tmp_path: Path) -> None:
+    """A given client may say what it likes, with a cache as without one."""
+    cache = ScoreCache(10**6, folder=tmp_path)
+    cache.put_many({b"odd": odd, b"a": _score(1.0)})
+    assert cache.get_many([b"odd", b"a"]) == [None, _score(1.0)]
+    cache.close()
+
+
+def test_scores_in_an_unknown_space_are_ranked_with_a_cache_too(client: Any) -> None:
+    """They are computed each time."""
+
+    class Logits:
+        def score(self, *positional: Any, **named: Any) -> Any:
+            return client.score(*positional, **named) | {"score_space": "logits"}
+
+    reranker = Reranker("m", client=Logits(), score_cache=10**6)
+    for _ in range(2):
+        ranking = reranker.rerank("berlin", DOCUMENTS)
+        assert (ranking.entries[0].index, ranking.num_cached) == (0, 0)
 
 
 def test_a_pickle_in_the_folder_is_not_read(tmp_path: Path) -> None:
@@ -140,6 +342,32 @@ def test_a_forked_child_begins_anew() -> None:
     cache._lock.release()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert cache.get_many([b"a"]) == [_score(1.0)]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 and later
+def test_a_child_that_is_forked_amid_a_write_has_a_cache_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It inherits no lock that is held, and writes what is its own; its parent does the same."""
+    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 10)
+    cache = ScoreCache(10**6, folder=tmp_path)
+    for number in range(10):
+        mine, its = b"mine %d" % number, b"its %d" % number
+        cache.put_many({mine: _score(1.0)})
+        child = os.fork()
+        if child == 0:
+            is_well = False
+            signal.alarm(20)
+            try:
+                cache.put_many({its: _score(2.0)})
+                cache.close()
+                is_well = _read_anew(tmp_path, its) == [_score(2.0)]
+            finally:
+                os._exit(0 if is_well else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    cache.close()
+    assert cache.stats().num_disk_entries == 20
+    cache.close()
 
 
 def test_threads_share_a_cache() -> None:

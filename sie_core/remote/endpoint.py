@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -168,6 +169,23 @@ class Endpoint:
         own = min(self.settings.timeout_seconds, _HEALTH_TIMEOUT_SECONDS)
         terms = replace(self._plain_terms(timeout_seconds or own), is_retried=False)
         return self._get("/healthz", wire.read_health, terms)
+
+    @property
+    def base_url(self) -> str:
+        """The address; of several, with commas between."""
+        return ",".join(self.servers.addresses)
+
+    @property
+    def source(self) -> str:
+        """Whose scores its calls get, for a score cache: the address, and what goes with each call.
+
+        The key is not in it, nor what decides only how a call travels.
+        """
+        own = {"options": self.options, "machines": wire.routing_headers(self.gpu, self.pool)}
+        asked = {name: value for name, value in own.items() if value}
+        if not asked:
+            return self.base_url
+        return f"{self.base_url} {json.dumps(asked, sort_keys=True, default=repr)}"
 
     def authorization(self) -> dict[str, str]:
         """Return the header that carries the key. Plans lead to this endpoint's origin only."""
@@ -367,7 +385,7 @@ class EndpointClient:
     @property
     def base_url(self) -> str:
         """The server's address; of several, with commas between."""
-        return ",".join(self._endpoint.servers.addresses)
+        return self._endpoint.base_url
 
     @property
     def server_states(self) -> dict[str, CircuitState]:
@@ -378,6 +396,15 @@ class EndpointClient:
     def timeout_seconds(self) -> float:
         """The bound on one whole call."""
         return self._endpoint.settings.timeout_seconds
+
+    def source_of(self, model: str, lora: str | None = None) -> str:
+        """Say whose scores calls would get, for a score cache; see `LocalClient.source_of`.
+
+        That is the address, and what this client asks for by itself: nobody can see from here what
+        weights a server has.
+        """
+        del model, lora
+        return self._endpoint.source
 
     def _note_version(self, reply: wire.Reply) -> None:
         self.server_version = reply.headers.get("x-sie-server-version", self.server_version)

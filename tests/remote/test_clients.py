@@ -750,3 +750,40 @@ def test_cookies_go_back_to_the_server_that_set_them(kind: str, serve: Any) -> N
     server = serve(set_cookie, answer)
     run(kind, server.url, 600, max_concurrency=1)
     assert [request.headers.get("cookie") for request in server.requests] == [None, "machine=7"]
+
+
+OWN: list[dict[str, Any]] = [
+    {},
+    {"options": {"max_length": 8}},
+    {"options": {"max_length": 9}},
+    {"gpu": "l4"},
+    {"pool": "p"},
+    {"gpu": "p/l4"},
+]
+"""What clients of the same server may ask it for of their own accord."""
+
+
+@pytest.mark.parametrize("client_class", [SIEClient, SIEAsyncClient])
+def test_a_client_names_what_its_scores_depend_on(client_class: Any) -> None:
+    """A bare one by its addresses alone; neither the key nor how a call travels is in the name."""
+    several = ["http://one:1", "http://two:2"]
+    names = {client_class(several, **own).source_of("m", None) for own in OWN}
+    assert len(names) == len(OWN)
+    bare = client_class(several, api_key=KEY, timeout_seconds=3, content_format="json")
+    assert bare.source_of("m") == bare.base_url == "http://one:1,http://two:2"
+    keyed = client_class(several, api_key=KEY, options={"a": 1, "b": {"c": 2}})
+    assert keyed.source_of("m") == pickle.loads(pickle.dumps(keyed)).source_of("m")
+    twin = client_class(several, options={"b": {"c": 2}, "a": 1})
+    assert keyed.source_of("m") == twin.source_of("m")
+    assert KEY not in keyed.source_of("m")
+
+
+def test_scores_are_shared_only_by_clients_that_ask_for_the_same(serve: Any) -> None:
+    """A cache tells what one client asks for by itself from what another does."""
+    server, cache = serve(answer), sie_core.ScoreCache(10**6)
+    for own in OWN:
+        for num_cached in (0, 2):
+            with SIEClient(server.url, **own) as client:
+                reranker = sie_core.Reranker("m", client=client, score_cache=cache)
+                assert reranker.rerank("q", ["1", "2"]).num_cached == num_cached
+    assert len(server.requests) == len(OWN)

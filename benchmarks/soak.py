@@ -4,8 +4,8 @@ Threads and an event loop make calls of every kind at random, with OpenTelemetry
 metrics exported, for a set time. Up to 200 times they pause, and while no call is under way the
 resident memory, the threads and the open files of the process are counted, each time after Python
 and the C library have given back what nobody uses: when they do so by themselves is chance. Each
-caller begins with the largest call of every kind, so that what memory calls need at most is there
-from then on.
+caller begins with the largest call of every kind, all at the same time, so that what memory calls
+need at most is there from then on.
 
 Memory is said to grow if, after a warm-up of three fifths of the time, the slope of a least-squares
 line through it is above zero with 95% confidence; where the interval reaches more than 0.1 MiB a
@@ -79,6 +79,7 @@ _TOO_WIDE = 0.1
 """MiB a minute over what is tolerated: an interval that reaches higher proves nothing."""
 
 _METRICS_EVERY_MS = 5000
+_LARGEST_ROUNDS = 3
 _LOOP_THREADS = 6
 _MOST_DOCUMENTS = 40
 CONFIDENCE = 0.95
@@ -218,7 +219,7 @@ class Calls:
     def in_thread(self, seed: int) -> None:
         """Make one call after the other."""
         rng = random.Random(seed)
-        largest = self._in_some_order(rng)
+        largest = self._largest()
         while not self.is_over.wait(rng.random() * self._pause_seconds):
             if not self._begin():
                 continue
@@ -244,7 +245,7 @@ class Calls:
     async def in_loop(self, seed: int) -> None:
         """Do what `in_thread` does, in an event loop."""
         rng = random.Random(seed)
-        largest = self._in_some_order(rng)
+        largest = self._largest()
         while not self.is_over.is_set():
             await asyncio.sleep(rng.random() * self._pause_seconds)
             if not self._begin():
@@ -298,6 +299,8 @@ class Calls:
         """Release the model."""
         for reranker in self._rerankers.values():
             reranker.close()
+            if reranker.score_cache is not None:
+                reranker.score_cache.close()
         self._client.close()
         self._folder.cleanup()
 
@@ -309,13 +312,14 @@ class Calls:
             settings["score_cache"] = _ON_DISK | {"folder": self._folder.name}
         return Reranker(self._model, mode=self._mode, **settings)
 
-    def _in_some_order(self, rng: random.Random) -> list[Feature]:
-        """Return what each caller begins with, at its largest.
+    def _largest(self) -> list[Feature]:
+        """Return what each caller begins with, at its largest: all of them in the same order.
 
-        Each thread's part of the heap is as large as its largest call needed. Left to chance, calls
-        that are larger than all before come ever more rarely, but come, and look like a leak.
+        Each thread's part of the heap is as large as its largest call needed, and what Python holds
+        as large as the calls that met. Left to chance, larger calls than before, and larger ones
+        that meet, come ever more rarely, but come, and look like a leak.
         """
-        return rng.sample(self._features, len(self._features))
+        return [*self._features] * _LARGEST_ROUNDS
 
     def _draw(self, feature: Feature, rng: random.Random, *, is_largest: bool) -> Call:
         num_documents = min(_MOST_DOCUMENTS, max(1, int(rng.lognormvariate(1.6, 0.9))))

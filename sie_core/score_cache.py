@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import sqlite3
 import struct
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +46,9 @@ _MAX_WAIT_SECONDS: Final = 0.5
 
 _MAX_WAITING: Final = 4096
 """Scores that may wait to be written; what comes while so many do is kept in memory only."""
+
+_WARN_EVERY_SECONDS: Final = 60.0
+"""A folder that stays locked, or is slower than the scoring, fails with every call."""
 
 _ENTRY_BYTES: Final = 420
 """What one score takes in memory, with its key and its places in three tables, at the moment when
@@ -101,7 +106,7 @@ class ScoreCache:
         max_disk_bytes: Bound on that folder; what was written first leaves first.
 
     Raises:
-        InvalidRequestError: A bound is not an integer of 1 or more.
+        InvalidRequestError: A bound is not an integer of 1 or more, or the folder cannot be used.
         MissingDependencyError: `cachetools`, or for a folder `diskcache`, is not installed.
     """
 
@@ -399,19 +404,27 @@ class _Disk:
             msg = "a score_cache with a folder needs diskcache: pip install 'sie-core[cache]'"
             raise MissingDependencyError(msg) from exc
         self._errors = (diskcache.Timeout, sqlite3.Error, OSError)
-        self._cache: diskcache.Cache = diskcache.Cache(
-            str(folder),
-            timeout=_MAX_WAIT_SECONDS,
-            disk=_plain_disk(diskcache),
-            size_limit=max_bytes,
-            eviction_policy="least-recently-stored",  # reading writes nothing
-        )
+        try:
+            self._cache: diskcache.Cache = diskcache.Cache(
+                str(folder),
+                timeout=_MAX_WAIT_SECONDS,
+                disk=_plain_disk(diskcache),
+                size_limit=max_bytes,
+                eviction_policy="least-recently-stored",  # reading writes nothing
+            )
+        except self._errors as exc:
+            msg = (
+                f"score_cache's folder {str(folder)!r} cannot be used: {exc}; name one that this "
+                "process may write to, or leave it out to keep scores in memory alone"
+            )
+            raise InvalidRequestError(msg) from exc
         self.begin()
 
     def begin(self) -> None:
         """Begin with nothing to write, also in a forked child; diskcache opens files anew there."""
         self._lock = threading.Lock()
         self._waiting: dict[bytes, bytes] = {}
+        self._warned: dict[str, float] = {}
         self._writer: ThreadPoolExecutor | None = None
         self._ending = threading.Lock()  # held by who waits for the writer
 
@@ -493,8 +506,13 @@ class _Disk:
             self._cache.close()
 
     def _warn(self, what: str, reason: object) -> None:
+        """Log that scores could not be read, written or counted; each of it once in a while."""
+        now, last = time.monotonic(), self._warned.get(what, -math.inf)
+        level = logging.DEBUG
+        if now - last >= _WARN_EVERY_SECONDS:
+            self._warned[what], level = now, logging.WARNING
         folder = self._cache.directory
-        _logger.warning("the scores in %s could not be %s: %r", folder, what, reason)
+        _logger.log(level, "the scores in %s could not be %s: %r", folder, what, reason)
 
 
 def _plain_disk(diskcache: Any) -> type:

@@ -158,17 +158,29 @@ def test_a_folder_that_another_holds_costs_no_call(
     cache.close()
 
 
+def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    """With what to do, when the cache is made: not an error of SQLite's or the system's."""
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidRequestError, match=r"folder '.*/file/scores' cannot be used"):
+        ScoreCache(10**6, folder=tmp_path / "file" / "scores")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "cache.db").write_bytes(b"no database, but long enough to look like one")
+    with pytest.raises(InvalidRequestError, match="cannot be used: file is not a database"):
+        ScoreCache(10**6, folder=tmp_path / "broken")
+
+
 def test_no_more_waits_than_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What comes on top of it is kept in memory only, and it is said."""
+    """What comes on top of it is kept in memory only, and it is said once."""
     monkeypatch.setattr(score_cache, "_MAX_WAITING", 2)
     cache = ScoreCache(10**6, folder=tmp_path)
     with score_cache._writing:  # the thread cannot begin
         cache.put_many({b"a": _score(1.0), b"b": _score(2.0)})
         cache.put_many({b"c": _score(3.0)})
+        cache.put_many({b"d": _score(4.0)})
     cache.close()
-    assert "could not be written: '2 wait already'" in caplog.text
+    assert caplog.text.count("could not be written: '2 wait already'") == 1
     assert cache.get_many([b"c"]) == [_score(3.0)]
     assert _read_anew(tmp_path, b"a", b"b", b"c") == [_score(1.0), _score(2.0), None]
     cache.close()

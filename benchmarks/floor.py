@@ -84,7 +84,8 @@ def products(dtype: str, num_rows: int, linear: Linear) -> list[Callable[[], Any
     weights = torch.randn(linear.num_outputs, linear.num_inputs).to(number_format)
     bias = torch.zeros(linear.num_outputs, dtype=number_format)
     ways: list[Callable[[], Any]] = [lambda: multiply(x, weights, bias)]
-    if torch.backends.mkldnn.is_available():
+    has_packed = dtype == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    if torch.backends.mkldnn.is_available() and has_packed:
         packed = torch.ops.mkldnn._reorder_linear_weight(weights, num_rows)  # noqa: SLF001
         pointwise = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
         ways.append(lambda: pointwise(x, packed, bias, "none", [], ""))

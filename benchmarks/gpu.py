@@ -141,7 +141,9 @@ class Ours:
     def __init__(self, folder: Path, device: str, mode: str, **options: Any) -> None:
         self.name = f"sie {mode}"
         logging.getLogger("sie_core").setLevel(logging.ERROR)  # long texts are meant to be cut
-        self.client = LocalClient(device=device, mode=mode, **options)  # type: ignore[arg-type]
+        # A processor without bfloat16 refuses `fast`, and is here to try the script out.
+        asked = {"dtype": "bfloat16"} if (device, mode) == ("cpu", "fast") else {"mode": mode}
+        self.client = LocalClient(device=device, **asked, **options)  # type: ignore[arg-type]
         self.model = str(folder)
         loaded = self.client.load(self.model).result()
         self.encoder, self.description = loaded.model, loaded.description

@@ -191,7 +191,7 @@ def test_scores_agree_with_the_graph_that_rounds(
     compared = 0
     for i, j in combinations(range(len(PAIRS)), 2):
         difference = scores[i] - scores[j]
-        if abs(difference) > ROUNDED:
+        if abs(difference) > 2 * ROUNDED:  # both are rounded
             assert (float_scores[i] - float_scores[j]) * difference > 0, (PAIRS[i], PAIRS[j])
             compared += 1
     assert compared > len(PAIRS)

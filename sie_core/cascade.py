@@ -11,6 +11,7 @@ from sie_core import long_documents
 from sie_core.errors import InvalidRequestError
 
 _WAYS_OF_READING = ("long_documents", "max_document_length")
+"""Options of a stage that says by itself how it reads long documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,9 @@ class Stage:
         """
         options = dict(self.options)
         given = shared.get("options") or {}
-        reads_its_own_way = not options.keys().isdisjoint(_WAYS_OF_READING)
-        inherited = (
-            ("batch_size",) if reads_its_own_way else ("batch_size", *long_documents.OPTIONS)
-        )
+        inherited = ["batch_size"]
+        if options.keys().isdisjoint(_WAYS_OF_READING):
+            inherited += long_documents.OPTIONS
         for name in inherited:
             if name in given:
                 options.setdefault(name, given[name])

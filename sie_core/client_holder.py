@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 from sie_core.deadline import check_timeout_seconds
 from sie_core.errors import InvalidRequestError
 from sie_core.fallback import LOCAL, Backend, open_backend
-from sie_core.settings import check_mode
+from sie_core.settings import RemoteSettings, check_mode
 from sie_core.types import Mode
 
 _RUNTIME = ("_lock", "_opened", "_is_warm", "_watch")
@@ -173,11 +173,10 @@ class ClientHolder:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Make another with the same settings, secrets included: it stays in this process.
 
-        Clients that were given are shared, as they stay the caller's.
+        Clients and a hook that were given are shared, as they stay the caller's.
         """
+        memo = sharing_given(self, memo)
         twin = object.__new__(type(self))
-        for given in (self._client, self._async_client):
-            memo[id(given)] = given
         twin.__setstate__(
             {
                 name: copy.deepcopy(value, memo)
@@ -205,6 +204,13 @@ class ClientHolder:
             if (loaded := getattr(client, "loaded", None)) is not None:
                 return next(iter(loaded().values()), None)
         return None
+
+    @property
+    def _whole_timeout_seconds(self) -> float | None:
+        """Seconds of one whole call, however many requests it takes; None bounds it nowhere."""
+        if self.timeout_seconds is None and self.base_url is not None:
+            return RemoteSettings().timeout_seconds
+        return self.timeout_seconds
 
     def _open(self, *, is_async: bool) -> Any:
         """Return the client that calls go to; make it at the first call."""
@@ -263,6 +269,25 @@ class ClientHolder:
             "gpu": self.gpu,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+
+_GIVEN = ("client", "_client", "async_client", "_async_client", "on_rerank")
+"""Where this class and components have what stays the caller's."""
+
+
+def sharing_given(component: Any, memo: dict[int, Any] | None) -> dict[int, Any]:
+    """Return a memo for a deep copy that has the same clients and the same hook.
+
+    They stay the caller's, and may hold locks or sockets, which cannot be copied.
+    """
+    fallback: Any = getattr(component, "fallback", None)
+    is_one = isinstance(fallback, str) or not isinstance(fallback, Sequence)
+    members = [fallback] if is_one else fallback
+    given = [getattr(component, name, None) for name in _GIVEN]
+    given += [it.client if isinstance(it, Backend) else it for it in members]
+    memo = {} if memo is None else memo
+    memo.update((id(one), one) for one in given)
+    return memo
 
 
 _holders: weakref.WeakSet[ClientHolder] = weakref.WeakSet()

@@ -17,7 +17,7 @@ import numpy as np
 from sie_core.client_holder import ClientHolder, check_text
 from sie_core.deadline import Deadline
 from sie_core.errors import InvalidRequestError, InvalidResponseError, UnsupportedModelError
-from sie_core.settings import DEFAULT_EMBEDDING_MODEL, EMBEDDING_STEP_TEXTS, RemoteSettings
+from sie_core.settings import DEFAULT_EMBEDDING_MODEL, EMBEDDING_STEP_TEXTS
 from sie_core.telemetry.embedding_span import EmbeddingSpan
 from sie_core.types import AsyncEncodingClient, EncodingClient, Item, Mode, encodable
 
@@ -219,9 +219,8 @@ class Embedder(ClientHolder):
 
         One request is bounded by the client itself.
         """
-        if self.base_url is not None and self.timeout_seconds is None:
-            return Deadline.after(RemoteSettings().timeout_seconds)
-        return None if self.timeout_seconds is None else Deadline.after(self.timeout_seconds)
+        seconds = self._whole_timeout_seconds
+        return None if seconds is None else Deadline.after(seconds)
 
     def _to_vectors(self, reply: object, count: int) -> list[list[float]]:
         """Take the dense vectors out of a reply, and trust none that is not one of numbers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 from sie_core.calibration import Calibration
 from sie_core.cascade import Stage, to_stages
@@ -31,7 +31,7 @@ from sie_core.rerank_plan import (
 )
 from sie_core.rerank_watch import OnRerank, RerankWatch, check_hook
 from sie_core.score_cache import ScoreCache, source_of
-from sie_core.settings import DEFAULT_MODEL, RemoteSettings
+from sie_core.settings import DEFAULT_MODEL
 from sie_core.stage_plan import STABLE_TOP_K, Keeping, Patience
 from sie_core.steps import Plan, arun, failed, run, together
 from sie_core.telemetry import RerankStats
@@ -439,12 +439,6 @@ class Reranker(ClientHolder):
         state = super().__getstate__() | {"fallback": _without_secrets(self.fallback)}
         return state | {"on_rerank": None}  # a function need not be one that can be pickled
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """See `ClientHolder.__deepcopy__`; the hook is shared, as it stays the caller's."""
-        for given in (self.on_rerank, *_given_clients(self.fallback)):
-            memo[id(given)] = given
-        return super().__deepcopy__(memo)
-
     def _settle(self) -> None:
         super()._settle()
         self._watch = RerankWatch()
@@ -456,11 +450,9 @@ class Reranker(ClientHolder):
         return self.base_url or (LOCAL if given is None else name_of(given))
 
     @property
-    def _timeout_seconds(self) -> float | None:
-        """Seconds of a whole call; a chain's members have their own, one after the other."""
-        if self.timeout_seconds is None and self.base_url is not None and self.fallback is None:
-            return RemoteSettings().timeout_seconds
-        return self.timeout_seconds
+    def _whole_timeout_seconds(self) -> float | None:
+        """As it is; a chain's members have their own defaults, one after the other."""
+        return self.timeout_seconds if self.fallback else super()._whole_timeout_seconds
 
     @property
     def _engine(self) -> str:
@@ -595,7 +587,7 @@ class Reranker(ClientHolder):
         seconds = None if latency_ms is None else latency_ms / 1000
         return Patience.of(
             seconds if seconds is None else min(seconds, self.timeout_seconds or seconds),
-            timeout=Deadline.after(self._timeout_seconds if num_together == 1 else None),
+            timeout=Deadline.after(self._whole_timeout_seconds if num_together == 1 else None),
             num_together=num_together,
             stop_when_stable=self.stop_when_stable,
             top_k=top_k or STABLE_TOP_K,
@@ -628,14 +620,6 @@ def _without_secrets(fallback: Any) -> Any:
     if isinstance(fallback, Sequence) and not isinstance(fallback, str):
         return [_without_secrets(one) for one in fallback]
     return fallback
-
-
-def _given_clients(fallback: Any) -> list[Any]:
-    """Return the clients among the members of a fallback that the caller made."""
-    is_one = isinstance(fallback, str) or not isinstance(fallback, Sequence)
-    members = [fallback] if is_one else fallback
-    clients = [it.client if isinstance(it, Backend) else it for it in members]
-    return [client for client in clients if not isinstance(client, str)]
 
 
 _CHAINS = (FallbackClient, AsyncFallbackClient)

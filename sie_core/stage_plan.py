@@ -34,6 +34,8 @@ STABLE_TOP_K: Final = 10
 """The top that is looked at, where `top_k` names none."""
 
 
+_TIME_UP: Final = "time was up"
+
 _NOT_OF_TIME: Final = (InvalidRequestError, InvalidResponseError, ModelError)
 """Errors that more time would not have spared."""
 
@@ -180,7 +182,7 @@ class StagePlan:
         while waiting:
             portion = waiting[: self._num_next(waiting)]
             if not portion:
-                found.stopped = found.stopped or "time was up"
+                found.stopped = found.stopped or _TIME_UP
                 break
             begin = self._patience.clock()
             [outcome] = yield [self._step(portion)]
@@ -188,7 +190,7 @@ class StagePlan:
             if isinstance(outcome, Exception):
                 if not self._is_out_of_time(outcome):
                     raise outcome
-                found.stopped = "time was up"
+                found.stopped = _TIME_UP
                 break
             if (refused := self._take(portion, outcome)) is not None:
                 found.stopped = refused
@@ -257,7 +259,7 @@ class StagePlan:
         found = self._found
         is_degraded = reply.get("status") == "degraded"
         if is_degraded and not reply["scores"] and self._patience.left_seconds <= 0:
-            return "time was up"  # who stands in came too late as well
+            return _TIME_UP  # who stands in came too late as well
         if reply["scores"]:  # retrieval order comes without scores
             check_confirmed(self._options, reply)
         if not found.reply:

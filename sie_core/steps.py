@@ -191,8 +191,9 @@ def _call(client: Any, step: Step) -> Reply:
 def _bound(client: Any, step: Step) -> dict[str, float]:
     """Return the timeout that a client is given, if there is one and it takes one."""
     seconds = step.timeout_seconds
-    is_taken = seconds is not None and _takes_timeout(client.score)
-    return {"timeout_seconds": seconds} if is_taken and seconds is not None else {}
+    if seconds is None or not _takes_timeout(client.score):
+        return {}
+    return {"timeout_seconds": seconds}
 
 
 def _named(step: Step, outcome: Outcome) -> Outcome:

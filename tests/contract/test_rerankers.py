@@ -17,6 +17,7 @@ import sie_core.local
 from sie_core import Item, LocalClient
 from sie_core.calibration import Calibration, LogisticCurve
 from sie_core.errors import DeadlineExceededError, InvalidResponseError, ModelError, SIEError
+from sie_core.fallback import Backend
 from sie_core.fusion import fuse_scores
 
 QUERY = "how many people live in berlin"
@@ -349,6 +350,49 @@ def test_12_copies_rerank_alike(subject: Any, model: str) -> None:
             views = map(subject.view, subject.rerank(twin, QUERY, subject.documents(TEXTS)))
             assert ids(list(views)) == ids(rerank(subject, model, TEXTS))[:3]
         subject.rerank(component, QUERY, subject.documents(TEXTS))
+
+
+class _Locked:
+    """A client, and whom a hook belongs to, that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.events: list[Any] = []
+        self.num_calls = 0
+
+    def score(self, model: str, _query: Item, items: list[Item], **_: Any) -> Mapping[str, Any]:
+        self.num_calls += 1
+        return {"model": model, "scores": [{"item_id": it["id"], "score": 1.0} for it in items]}
+
+    def tell(self, event: Any) -> None:
+        with self.lock:
+            self.events.append(event)
+
+
+class _LockedAsync(_Locked):
+    async def score(self, *positional: Any, **named: Any) -> Mapping[str, Any]:  # type: ignore[override]
+        return super().score(*positional, **named)
+
+
+def test_12_a_deep_copy_shares_what_stays_the_callers(local_subject: Any) -> None:
+    """The hook, whatever it is a method of, and clients, whatever they hold."""
+    given, awaited, bare, named = _Locked(), _LockedAsync(), _Locked(), _Locked()
+    component = local_subject.make(
+        "m",
+        client=given,
+        async_client=awaited,
+        fallback=[bare, Backend(client=named, name="spare")],
+        on_rerank=given.tell,
+    )
+    twins = [copy.deepcopy(component), copy.deepcopy([component])[0]]
+    if hasattr(component, "model_copy"):  # of pydantic's components
+        twins.append(component.model_copy(deep=True))
+        twins.append(component.model_copy(deep=True, update={"top_n": 9}))
+    for twin in twins:
+        local_subject.rerank(twin, QUERY, local_subject.documents(TEXTS))
+        assert twin.fallback[0] is bare
+        assert twin.fallback[1].client is named
+    assert given.num_calls + awaited.num_calls == len(given.events) == len(twins)
 
 
 def test_12_a_closed_component_opens_again_on_use(subject: Any, model: str) -> None:

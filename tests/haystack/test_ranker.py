@@ -614,37 +614,6 @@ def test_copies_work_like_the_original(
     assert ids_and_scores(ranked) == [("three", 3.0), ("two", 2.0)]
 
 
-class Sink:
-    """Take events, under a lock that cannot be copied."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.events: list[Any] = []
-
-    def tell(self, event: Any) -> None:
-        with self.lock:
-            self.events.append(event)
-
-
-def test_a_deep_copy_shares_what_stays_the_caller_s(
-    client: Any, async_client: Any, documents: list[Document]
-) -> None:
-    """The hook, whatever it is a method of, and clients, whatever they hold."""
-    client.lock, async_client.lock = threading.Lock(), threading.Lock()
-    sink = Sink()
-    ranker = SIERanker(
-        client=client,
-        async_client=async_client,
-        fallback=[Backend(client=client)],
-        on_rerank=sink.tell,
-    )
-    for twin in (copy.deepcopy(ranker), copy.deepcopy([ranker])[0]):
-        twin.run(QUERY, documents)
-        assert twin.client is client
-    assert len(sink.events) == 2
-    assert client.queries == [QUERY] * 2
-
-
 async def test_it_ranks_inside_a_pipeline(ranker: SIERanker, documents: list[Document]) -> None:
     """A pipeline warms it up, runs it with run-time arguments, and closes it, sync and async."""
     pipeline = Pipeline()

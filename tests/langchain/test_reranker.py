@@ -486,50 +486,6 @@ def test_a_wrong_change_of_a_copy_is_refused(update: dict[str, Any], message: st
         SIEReranker().model_copy(update=update)
 
 
-class Sink:
-    """Take events, under a lock that cannot be copied."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.events: list[Any] = []
-
-    def tell(self, event: Any) -> None:
-        with self.lock:
-            self.events.append(event)
-
-
-@pytest.mark.parametrize(
-    "duplicate",
-    [
-        copy.deepcopy,
-        lambda it: it.model_copy(deep=True),
-        lambda it: it.model_copy(deep=True, update={"top_n": 9}),
-        lambda it: copy.deepcopy([it])[0],
-    ],
-)
-def test_a_deep_copy_shares_what_stays_the_caller_s(
-    client: Any,
-    async_client: Any,
-    documents: list[Document],
-    duplicate: Callable[[SIEReranker], SIEReranker],
-) -> None:
-    """The hook, whatever it is a method of, and clients, whatever they hold."""
-    client.lock, async_client.lock = threading.Lock(), threading.Lock()
-    sink = Sink()
-    twin = duplicate(
-        SIEReranker(
-            client=client,
-            async_client=async_client,
-            fallback=[Backend(client=client)],
-            on_rerank=sink.tell,
-        )
-    )
-    twin.compress_documents(documents, QUERY)
-    assert len(sink.events) == 1
-    assert client.queries == [QUERY]
-    assert twin.client is client
-
-
 def test_lifecycle_calls_may_be_repeated(reranker: SIEReranker, documents: list[Document]) -> None:
     """close() twice is fine, and a call after it works."""
     reranker.warm_up()

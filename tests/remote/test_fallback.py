@@ -77,6 +77,15 @@ class Blocked(Fake):
         return super().score(model, query, items, **arguments)
 
 
+class Slow(Fake):
+    """Needs all the time that it is given, and then does what comes next."""
+
+    def score(self, model: str, query: Item, items: list[Item], **arguments: Any) -> Any:
+        """Wait until the time is up."""
+        time.sleep(arguments["timeout_seconds"])
+        return super().score(model, query, items, **arguments)
+
+
 def scores(**changed: float) -> dict[str, Any]:
     """Make a right answer."""
     found = {"a": 2.0, "b": 1.0, **changed}
@@ -239,15 +248,6 @@ def test_a_client_that_knows_no_times_is_not_given_any(ask: Any) -> None:
 
 def test_the_deadline_bounds_the_chain(ask: Any) -> None:
     """With no time left nobody else is asked, and nobody is blamed; retrieval order needs none."""
-
-    class Slow(Fake):
-        """Uses up its time."""
-
-        def score(self, model: str, query: Item, items: list[Item], **arguments: Any) -> Any:
-            """Fail when the time is up."""
-            time.sleep(arguments["timeout_seconds"])
-            return super().score(model, query, items, **arguments)
-
     second, late = Fake(None, base_url="two"), DeadlineExceededError("late")
     with pytest.raises(DeadlineExceededError):
         ask.score(ask([Slow(late), second], timeout_seconds=0.1))
@@ -280,15 +280,6 @@ def test_a_client_that_knows_no_times_is_bounded_all_the_same(ask: Any) -> None:
 
 def test_a_call_in_a_hurry_speaks_against_nobody(ask: Any) -> None:
     """A backend that had less time than others have is not unwell; one that had all of it is."""
-
-    class Slow(Fake):
-        """Needs more time than it is given."""
-
-        def score(self, model: str, query: Item, items: list[Item], **arguments: Any) -> Any:
-            """Fail when the time is up."""
-            time.sleep(arguments["timeout_seconds"])
-            return super().score(model, query, items, **arguments)
-
     slow = Slow(DeadlineExceededError("late"), base_url="one")
     breaker = BreakerSettings(num_failures=2, cooldown_seconds=60)
     chain = ask([slow, "retrieval_order"], timeout_seconds=0.05, breaker=breaker)

@@ -20,21 +20,18 @@ from pydantic import (
 )
 
 from sie_core.cascade import to_stages
-from sie_core.client_holder import ClientHolder
+from sie_core.client_holder import ClientHolder, sharing_given
 from sie_core.deadline import check_timeout_seconds
-from sie_core.errors import InvalidRequestError
 from sie_core.long_documents import Handling
 from sie_core.reranker import Fallback, Reranker
 from sie_core.score_cache import ScoreCache
+from sie_core.setting_names import check_known, renamed
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.telemetry import RerankStats
 from sie_core.types import Mode, RerankSpace
 
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
-
-_SHARED = ("client", "async_client", "fallback", "on_rerank")
-"""Fields that stay the caller's: copies have the same object, which may hold locks."""
 
 
 class SIEBackend(BaseModel):
@@ -104,7 +101,7 @@ class SIEBackend(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _accept_aliases(cls, values: Any) -> Any:
-        return _renamed(values, cls._aliases) if isinstance(values, dict) else values
+        return renamed(values, cls._aliases) if isinstance(values, dict) else values
 
     def model_post_init(self, context: Any, /) -> None:
         """Make the holder, which checks the fields."""
@@ -117,11 +114,8 @@ class SIEBackend(BaseModel):
         Raises:
             InvalidRequestError: A name is unknown, or a value is wrong.
         """
-        changes = _renamed(update or {}, self._aliases)
-        unknown = sorted(changes.keys() - type(self).model_fields)
-        if unknown:
-            msg = f"{type(self).__name__} has no field {unknown[0]!r} to change in a copy"
-            raise InvalidRequestError(msg)
+        changes = renamed(update or {}, self._aliases)
+        check_known(changes, type(self).model_fields, component=type(self).__name__)
         for name in changes.keys() & _SECRETS:
             if isinstance(changes[name], str):
                 changes[name] = SecretStr(changes[name])
@@ -133,10 +127,7 @@ class SIEBackend(BaseModel):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy deeply; clients and the hook are shared, as they stay the caller's."""
-        memo = {} if memo is None else memo
-        shared = [getattr(self, name, None) for name in _SHARED]
-        memo.update((id(given), given) for given in shared)
-        return super().__deepcopy__(memo)
+        return super().__deepcopy__(sharing_given(self, memo))
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leave secrets out of a pickle; copies are made without this method, and keep them."""
@@ -286,20 +277,3 @@ class SIEScoring(SIEBackend):
 
 def _revealed(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
-
-
-def _renamed(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """Copy, with each alias replaced by the field's name; where both are given they must agree."""
-    renamed = dict(values)
-    for alias, name in aliases.items():
-        if alias not in renamed:
-            continue
-        value = renamed.pop(alias)
-        if renamed.get(name) not in (None, value):
-            msg = (
-                f"{name}={renamed[name]!r} and {alias}={value!r} contradict each other: "
-                f"they are two names for one setting, so give {name} only"
-            )
-            raise InvalidRequestError(msg)
-        renamed[name] = value
-    return renamed

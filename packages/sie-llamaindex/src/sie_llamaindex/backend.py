@@ -6,22 +6,18 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 from llama_index.core.schema import BaseComponent
 
-from sie_core.client_holder import ClientHolder
+from sie_core.client_holder import ClientHolder, sharing_given
 from sie_core.errors import InvalidRequestError
+from sie_core.setting_names import check_known, renamed
 from sie_core.types import Mode
-
-_T = TypeVar("_T")
 
 _SECRETS = ("api_key", "token")
 """Fields that are part of no dump and no pickle."""
-
-_SHARED = ("client", "async_client", "fallback", "on_rerank")
-"""Fields that stay the caller's: copies have the same object, which may hold locks."""
 
 
 class SIEBackend(BaseComponent):
@@ -61,14 +57,8 @@ class SIEBackend(BaseComponent):
         Raises:
             InvalidRequestError: A name is unknown, or a value is wrong.
         """
-        changes = dict(update or {})
-        for alias in changes.keys() & self._aliases:
-            name, other = self._aliases[alias], changes.pop(alias)
-            changes[name] = one_of(name, changes.get(name), alias, other)
-        unknown = sorted(changes.keys() - type(self).model_fields)
-        if unknown:
-            msg = f"{type(self).__name__} has no field {unknown[0]!r} to change in a copy"
-            raise InvalidRequestError(msg)
+        changes = renamed(update or {}, self._aliases)
+        check_known(changes, type(self).model_fields, component=type(self).__name__)
         for name in changes.keys() & _SECRETS:
             if isinstance(changes[name], str):
                 changes[name] = SecretStr(changes[name])
@@ -80,10 +70,7 @@ class SIEBackend(BaseComponent):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy deeply; clients and the hook are shared, as they stay the caller's."""
-        memo = {} if memo is None else memo
-        shared = [getattr(self, name, None) for name in _SHARED]
-        memo.update((id(given), given) for given in shared)
-        return super().__deepcopy__(memo)
+        return super().__deepcopy__(sharing_given(self, memo))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave secrets out of a pickle; copies are made without this method, and keep them.
@@ -159,21 +146,6 @@ def backend_fields(
         "device": device if device is None or isinstance(device, str) else list(device),
         "cache_dir": None if cache_dir is None else str(cache_dir),
     }
-
-
-def one_of(name: str, value: _T | None, alias: str, other: _T | None) -> _T | None:
-    """Return the value of a setting with two names, which must agree.
-
-    Raises:
-        InvalidRequestError: They do not.
-    """
-    if other is None or value in (None, other):
-        return other if value is None else value
-    msg = (
-        f"{name}={value!r} and {alias}={other!r} contradict each other: "
-        f"they are two names for one setting, so give {name} only"
-    )
-    raise InvalidRequestError(msg)
 
 
 def _revealed(secret: SecretStr | None) -> str | None:

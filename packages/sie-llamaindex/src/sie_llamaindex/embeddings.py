@@ -11,9 +11,10 @@ from llama_index.core.bridge.pydantic import Field, SecretStr
 from llama_index.core.callbacks import CallbackManager
 
 from sie_core.embedder import Embedder
+from sie_core.setting_names import one_of
 from sie_core.settings import DEFAULT_EMBEDDING_MODEL
 from sie_core.types import AsyncEncodingClient, EncodingClient, Mode
-from sie_llamaindex.backend import SIEBackend, backend_fields, one_of
+from sie_llamaindex.backend import SIEBackend, backend_fields
 
 EMBED_BATCH_SIZE = 512
 """Texts per call unless said otherwise: as many as one request to a server holds."""

@@ -31,10 +31,11 @@ from sie_core.ranking import (
 from sie_core.rerank_watch import OnRerank
 from sie_core.reranker import Fallback, Reranker
 from sie_core.score_cache import ScoreCache
+from sie_core.setting_names import one_of
 from sie_core.settings import DEFAULT_MODEL
 from sie_core.telemetry import RerankStats
 from sie_core.types import AsyncScoringClient, Mode, RerankSpace, ScoringClient
-from sie_llamaindex.backend import SIEBackend, backend_fields, one_of
+from sie_llamaindex.backend import SIEBackend, backend_fields
 from sie_llamaindex.query_bundle import overrides_of
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from haystack_integrations.common.sie.arguments import (
     translated,
     without_torch,
 )
-from sie_core.client_holder import ClientHolder
+from sie_core.client_holder import ClientHolder, sharing_given
 from sie_core.errors import InvalidRequestError
 from sie_core.score_cache import ScoreCache
 from sie_core.types import Mode
@@ -33,9 +33,6 @@ HUB_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
 
 _NOT_SERIALISED = {"client", "async_client", "timeout_s", "on_rerank"}
 """Constructor arguments missing in `to_dict`: live objects, and the second name of a timeout."""
-
-_SHARED = ("client", "async_client", "fallback", "on_rerank")
-"""Arguments that stay the caller's: copies have the same object, which may hold locks."""
 
 
 class SIEComponent:
@@ -192,8 +189,7 @@ class SIEComponent:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy deeply; clients and the hook are shared, as they stay the caller's."""
-        shared = [getattr(self, name, None) for name in _SHARED]
-        memo.update((id(given), given) for given in shared)
+        memo = sharing_given(self, memo)
         twin = memo[id(self)] = object.__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin

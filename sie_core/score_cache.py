@@ -10,27 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
-import sqlite3
 import struct
 import threading
-import time
 import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from sie_core.errors import InvalidRequestError, MissingDependencyError, SIEError
+from sie_core.errors import InvalidRequestError, MissingDependencyError
+from sie_core.score_folder import ScoreFolder
 from sie_core.types import Item, ScoreSpace
 
 if TYPE_CHECKING:
     import cachetools
-    import diskcache
 
     from sie_core.steps import Reply
 
@@ -40,15 +35,6 @@ DEFAULT_MAX_BYTES: Final = 64 * 2**20
 """Scores of some 160,000 pairs."""
 
 DEFAULT_MAX_DISK_BYTES: Final = 2**30
-
-_MAX_WAIT_SECONDS: Final = 0.5
-"""How long scores wait for others that write to the same folder; no call does."""
-
-_MAX_WAITING: Final = 4096
-"""Scores that may wait to be written; what comes while so many do is kept in memory only."""
-
-_WARN_EVERY_SECONDS: Final = 60.0
-"""A folder that stays locked, or is slower than the scoring, fails with every call."""
 
 _ENTRY_BYTES: Final = 420
 """What one score takes in memory, with its key and its places in three tables, at the moment when
@@ -226,7 +212,7 @@ class ScoreCache:
 
     def _open(self) -> None:
         self._begin()
-        self._disk = None if self.folder is None else _Disk(self.folder, self.max_disk_bytes)
+        self._disk = None if self.folder is None else ScoreFolder(self.folder, self.max_disk_bytes)
         _caches.add(self)
 
     def _begin(self) -> None:
@@ -242,12 +228,6 @@ class ScoreCache:
         )
         self._num_hits = self._num_misses = self._num_clears = 0
 
-    def _begin_in_child(self) -> None:
-        """Begin anew after a fork: a thread that is not there may have been amid a change."""
-        self._begin()
-        if self._disk is not None:
-            self._disk.begin()
-
     def _keep(self, values: Mapping[bytes, bytes | None], num_clears: int | None = None) -> None:
         """Keep values in memory, unless it was cleared since they were read."""
         with self._lock:
@@ -260,23 +240,15 @@ class ScoreCache:
 
 _caches: weakref.WeakSet[ScoreCache] = weakref.WeakSet()
 
-_writing = threading.Lock()
-"""Held by whoever writes to a folder: a process that forks amid that would leave SQLite's own locks
-locked in its child for ever."""
-
 
 def _begin_in_child() -> None:
-    _writing.release()
+    """Begin anew after a fork: a thread that is not there may have been amid a change."""
     for cache in list(_caches):
-        cache._begin_in_child()  # noqa: SLF001  it is of this module
+        cache._begin()  # noqa: SLF001  it is of this module
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_writing.acquire,
-        after_in_parent=_writing.release,
-        after_in_child=_begin_in_child,
-    )
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,143 +360,6 @@ def _name_of_object(client: Any) -> str | None:
         return _object_names.setdefault(client, f"client {uuid.uuid4().hex}")
     except TypeError:  # it has no weak references, or no hash
         return None
-
-
-class _Disk:
-    """Scores in files: the keys and values are plain bytes, and pickles are refused.
-
-    A folder that cannot be read or written, or not soon, costs the scores in it and no call:
-    reading waits for nobody who writes, and a thread writes, which begins at the first write.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        try:
-            import diskcache
-        except ImportError as exc:
-            msg = "a score_cache with a folder needs diskcache: pip install 'sie-core[cache]'"
-            raise MissingDependencyError(msg) from exc
-        self._errors = (diskcache.Timeout, sqlite3.Error, OSError)
-        try:
-            self._cache: diskcache.Cache = diskcache.Cache(
-                str(folder),
-                timeout=_MAX_WAIT_SECONDS,
-                disk=_plain_disk(diskcache),
-                size_limit=max_bytes,
-                eviction_policy="least-recently-stored",  # reading writes nothing
-            )
-        except self._errors as exc:
-            msg = (
-                f"score_cache's folder {str(folder)!r} cannot be used: {exc}; name one that this "
-                "process may write to, or leave it out to keep scores in memory alone"
-            )
-            raise InvalidRequestError(msg) from exc
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin with nothing to write, also in a forked child; diskcache opens files anew there."""
-        self._lock = threading.Lock()
-        self._waiting: dict[bytes, bytes] = {}
-        self._warned: dict[str, float] = {}
-        self._writer: ThreadPoolExecutor | None = None
-        self._ending = threading.Lock()  # held by who waits for the writer
-
-    def read(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        wanted = list(keys)
-        try:
-            return [self._cache.get(key) for key in wanted]
-        except self._errors as exc:
-            self._warn("read", exc)
-            return [None] * len(wanted)
-
-    def write(self, values: Mapping[bytes, bytes]) -> None:
-        """Have values written, unless too many wait for that already."""
-        try:
-            with self._lock:
-                is_full = len(self._waiting) >= _MAX_WAITING
-                if not self._waiting:
-                    self._thread().submit(self._write_waiting)
-                if not is_full:
-                    self._waiting.update(values)
-        except RuntimeError as exc:  # the interpreter ends, or there are no more threads to be had
-            self._warn("written", exc)
-        else:
-            if is_full:
-                self._warn("written", f"{_MAX_WAITING} wait already")
-
-    def clear(self) -> None:
-        """Remove all values, and those that wait."""
-        try:
-            with self._ending:
-                with self._lock:
-                    cleared = self._thread().submit(self._remove_all)  # after all that waits
-                cleared.result()
-        except (*self._errors, RuntimeError) as exc:
-            msg = f"the scores in {self._cache.directory} could not be cleared: {exc!r}; try again"
-            raise SIEError(msg) from exc
-
-    def close(self) -> None:
-        with self._ending:
-            with self._lock:
-                writer, self._writer = self._writer, None
-            if writer is not None:
-                with suppress(RuntimeError):  # the interpreter ends, and has ended the thread
-                    writer.submit(self._close_files)
-                writer.shutdown()
-            self._cache.close()
-
-    def __len__(self) -> int:
-        try:
-            return len(self._cache)
-        except self._errors as exc:
-            self._warn("counted", exc)
-            return 0
-
-    def _thread(self) -> ThreadPoolExecutor:
-        """Return the thread that writes; it ends with `close`, or when nobody has this object."""
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="sie-score-cache")
-        return self._writer
-
-    def _write_waiting(self) -> None:
-        """Write all that waits at once, so that others who hold the folder are waited for once."""
-        try:
-            with _writing:
-                with self._lock:
-                    values, self._waiting = self._waiting, {}
-                with self._cache.transact():
-                    for key, value in values.items():
-                        self._cache.set(key, value)
-        except Exception as exc:  # noqa: BLE001  no call is there to raise it
-            self._warn("written", exc)
-
-    def _remove_all(self) -> None:
-        with _writing:
-            self._cache.clear()
-
-    def _close_files(self) -> None:
-        with _writing:
-            self._cache.close()
-
-    def _warn(self, what: str, reason: object) -> None:
-        """Log that scores could not be read, written or counted; each of it once in a while."""
-        now, last = time.monotonic(), self._warned.get(what, -math.inf)
-        level = logging.DEBUG
-        if now - last >= _WARN_EVERY_SECONDS:
-            self._warned[what], level = now, logging.WARNING
-        folder = self._cache.directory
-        _logger.log(level, "the scores in %s could not be %s: %r", folder, what, reason)
-
-
-def _plain_disk(diskcache: Any) -> type:
-    """Return a way to store bytes that reads no pickle, whoever put one into the folder."""
-
-    class PlainDisk(diskcache.Disk):  # type: ignore[misc]
-        def fetch(self, mode: int, filename: Any, value: Any, read: Any) -> bytes | None:
-            is_plain = filename is None and not read and isinstance(value, bytes)
-            is_raw = mode == diskcache.core.MODE_RAW
-            return bytes(value) if is_plain and is_raw else None
-
-    return PlainDisk
 
 
 def _num_bytes(value: bytes) -> int:

@@ -23,6 +23,7 @@ from sie_core.calibration import Calibration, LogisticCurve, RisingSteps
 from sie_core.errors import InvalidRequestError, SIEConnectionError
 from sie_core.fallback import Backend, FallbackClient
 from sie_core.fusion import fuse_scores
+from sie_core.pace import pace_of
 from sie_core.ranking import Ranking
 
 
@@ -621,12 +622,25 @@ def test_a_deadline_holds_where_a_backend_knows_of_none() -> None:
             assert (ranking.status, ranking.num_scored) == ("partial", 0)
 
 
+def test_a_pace_is_that_of_how_a_model_runs(tiny_bert: Path) -> None:
+    """What one core measured says nothing of how much two can do before a deadline."""
+    with Reranker(str(tiny_bert), num_threads=1) as reranker:
+        reranker.warm_up()
+        reranker.rerank("berlin", ["museum"], max_latency_ms=60_000)
+        paces = [
+            pace_of(f"local None auto None {num_threads}", str(tiny_bert), "None")
+            for num_threads in (1, 2)
+        ]
+    assert paces[0].seconds_per_char is not None
+    assert paces[1].seconds_per_char is None
+
+
 def test_a_timeout_is_of_the_whole_call() -> None:
     """A later stage of a cascade has what the first one left of it."""
 
     class Slow(Recorder):
         def score(self, *positional: Any, **named: Any) -> Mapping[str, Any]:
-            threading.Event().wait(0.3)
+            threading.Event().wait(0.15)  # more than a hundredth of the timeout
             return super().score(*positional, **named)
 
     client = Slow()
@@ -635,7 +649,7 @@ def test_a_timeout_is_of_the_whole_call() -> None:
         chain.rerank("q", ["a", "b", "c"])
     assert [call[0] for call in client.calls] == ["c", "m"]
     first, second = (call[3]["timeout_seconds"] for call in client.calls)
-    assert second < first - 0.2
+    assert second < first - 0.1
 
 
 def test_without_scores_there_is_nothing_to_mix() -> None:

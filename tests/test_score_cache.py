@@ -24,7 +24,7 @@ from typing import Any
 import diskcache
 import pytest
 
-from sie_core import LocalClient, Reranker, score_cache
+from sie_core import LocalClient, Reranker, score_folder
 from sie_core.errors import InvalidRequestError, SIEError
 from sie_core.score_cache import CachedScore, ScoreCache, score_keys
 from sie_core.types import Item
@@ -130,7 +130,7 @@ def test_no_call_waits_for_others_that_write_to_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: Any, is_async: bool
 ) -> None:
     """It ends while they do, and its scores are written once they let go of it."""
-    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 10)
+    monkeypatch.setattr(score_folder, "_MAX_WAIT_SECONDS", 10)
     cache = ScoreCache(10**6, folder=tmp_path)
     reranker = Reranker("m", client=client, score_cache=cache)
     with _written_to(tmp_path):  # a call that waited would give its scores up
@@ -147,7 +147,7 @@ def test_a_folder_that_another_holds_costs_no_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Scores are kept in memory then, and it is said."""
-    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(score_folder, "_MAX_WAIT_SECONDS", 0.01)
     cache = ScoreCache(10**6, folder=tmp_path)
     with _written_to(tmp_path):
         cache.put_many({b"a": _score(1.0)})
@@ -173,9 +173,9 @@ def test_no_more_waits_than_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What comes on top of it is kept in memory only, and it is said once."""
-    monkeypatch.setattr(score_cache, "_MAX_WAITING", 2)
+    monkeypatch.setattr(score_folder, "_MAX_WAITING", 2)
     cache = ScoreCache(10**6, folder=tmp_path)
-    with score_cache._writing:  # the thread cannot begin
+    with score_folder._writing:  # the thread cannot begin
         cache.put_many({b"a": _score(1.0), b"b": _score(2.0)})
         cache.put_many({b"c": _score(3.0)})
         cache.put_many({b"d": _score(4.0)})
@@ -229,7 +229,7 @@ def test_a_program_that_ends_loses_no_score(tmp_path: Path) -> None:
 def test_what_waits_to_be_written_is_cleared_as_well(tmp_path: Path) -> None:
     """Nothing old appears after `clear`."""
     cache = ScoreCache(10**6, folder=tmp_path)
-    with score_cache._writing:
+    with score_folder._writing:
         cache.put_many({b"a": _score(1.0)})
         clearing = threading.Thread(target=cache.clear)
         clearing.start()
@@ -264,7 +264,7 @@ def test_what_was_read_before_a_clear_is_not_kept_after_it(
 
 def test_a_clear_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old scores would be found otherwise by somebody who thinks that they are gone."""
-    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(score_folder, "_MAX_WAIT_SECONDS", 0.01)
     cache = ScoreCache(10**6, folder=tmp_path)
     with _written_to(tmp_path), pytest.raises(SIEError, match="could not be cleared: Timeout"):
         cache.clear()
@@ -361,7 +361,7 @@ def test_a_child_that_is_forked_amid_a_write_has_a_cache_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It inherits no lock that is held, and writes what is its own; its parent does the same."""
-    monkeypatch.setattr(score_cache, "_MAX_WAIT_SECONDS", 10)
+    monkeypatch.setattr(score_folder, "_MAX_WAIT_SECONDS", 10)
     cache = ScoreCache(10**6, folder=tmp_path)
     for number in range(10):
         mine, its = b"mine %d" % number, b"its %d" % number
